@@ -1,0 +1,74 @@
+# Everything a person or CI does with this repository. `make help` lists it.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+PYTEST_JOBS ?= 2
+PYTEST_ARGS ?=
+CODE := tasks workflows kubectl_probe lab master agent tunnel tests scripts bench
+
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: system
+system: ## install the system packages that demo, lab and tests use (as root; else say which)
+	@scripts/install-system.sh
+
+$(BIN)/.run-stamp: requirements/run.lock pyproject.toml scripts/make-venv.sh
+	@scripts/make-venv.sh run
+	@touch $@
+
+$(BIN)/.dev-stamp: requirements/dev.lock pyproject.toml scripts/make-venv.sh
+	@scripts/make-venv.sh dev
+	@touch $(BIN)/.run-stamp $@
+
+.PHONY: venv venv-dev
+venv: $(BIN)/.run-stamp ## make .venv with what the program needs
+venv-dev: $(BIN)/.dev-stamp ## make .venv with what tests and checks need too
+
+.PHONY: demo
+demo: system $(BIN)/.run-stamp ## build a broken cluster (or take a recorded one) and diagnose it
+	@$(BIN)/kubectl-probe demo
+
+.PHONY: lab
+lab: system $(BIN)/.run-stamp ## bring a lab cluster up and say how to use it
+	@$(BIN)/kubectl-probe lab up flannel-vxlan
+	@$(BIN)/kubectl-probe lab status
+
+.PHONY: test
+test: system $(BIN)/.dev-stamp ## run all tests
+	@$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadscope $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(BIN)/.dev-stamp ## format, lint, types, import contracts, generated files
+	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "not formatted; run 'make format'"; exit 1; }
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/generate.py --check
+
+.PHONY: format
+format: $(BIN)/.dev-stamp ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix-only $(CODE)
+	@$(BIN)/ruff format --quiet $(CODE)
+
+.PHONY: gen
+gen: $(BIN)/.dev-stamp ## write the generated files again (docs/codes, JSON Schema, the demo's snapshot)
+	@$(BIN)/python scripts/generate.py
+
+.PHONY: lock
+lock: $(BIN)/.dev-stamp ## pin the dependencies again (LOCK_ARGS=--upgrade for newer versions)
+	@scripts/lock.sh $(LOCK_ARGS)
+
+.PHONY: bench
+bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
+	@$(BIN)/python -m bench
+
+.PHONY: clean
+clean: ## remove .venv, caches and build results
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

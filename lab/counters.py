@@ -1,0 +1,122 @@
+"""What the kernel counted in a namespace: packets per netfilter rule, protocol counters, dropped frames per interface."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lab.netns import Netns
+
+Counts = dict[str, int]
+_RULE = re.compile(r"\[(\d+):\d+\] -A (\S+) (.*)")
+_STOP = re.compile(r"-j (?:DROP|REJECT)\b")
+_DEV_FIELDS = {"rx_dropped": 3, "tx_errors": 10, "tx_dropped": 11, "rx_errors": 2}
+_NFT_STOPS = ("drop", "reject")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleCount:
+    """A rule's place and packet counter. `rule` counts from 1 in its chain; 0 is the chain's policy."""
+
+    backend: str
+    table: str
+    chain: str
+    rule: int
+    text: str
+    packets: int
+    stops: bool
+
+
+def rule_counts(netns: Netns, family: int) -> tuple[RuleCount, ...]:
+    """Return the counters of every rule of the namespace: iptables of both back ends, and native nft where it counts."""
+    six = "6" if family == 6 else ""
+    found: list[RuleCount] = []
+    with netns.inside():
+        legacy = _has_legacy(six)
+    if legacy:
+        found += parse_counters(netns.run([f"ip{six}tables-legacy-save", "-c"]), "legacy")
+    if not netns.name.startswith("host/") and _has_nft(netns):
+        found += parse_counters(netns.run([f"ip{six}tables-nft-save", "-c"]), "nft")
+        found += _native(json.loads(netns.run(["nft", "-j", "list", "ruleset"])), family)
+    return tuple(found)
+
+
+def _has_legacy(six: str) -> bool:
+    try:
+        with open(f"/proc/thread-self/net/ip{six}_tables_names") as names:  # noqa: PTH123  (a proc file of this thread)
+            return bool(names.read().strip())
+    except OSError:
+        return False
+
+
+def _has_nft(netns: Netns) -> bool:
+    return bool(netns.run(["nft", "list", "tables"]).strip())
+
+
+def parse_counters(text: str, backend: str) -> list[RuleCount]:
+    """Return the counters of an `iptables-save -c`."""
+    found, table, position = [], "", dict[str, int]()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table, position = line[1:].strip(), {}
+        elif line.startswith(":"):
+            name, policy, counts = line[1:].split()
+            packets = int(counts[1:].partition(":")[0])
+            if policy != "-":
+                found.append(_count(backend, table, name, 0, f"policy {policy}", packets, policy == "DROP"))
+        elif rule := _RULE.match(line):
+            packets_text, chain, body = rule.groups()
+            position[chain] = position.get(chain, 0) + 1
+            stops = bool(_STOP.search(body))
+            found.append(_count(backend, table, chain, position[chain], f"-A {chain} {body}", int(packets_text), stops))
+    return found
+
+
+def _count(backend: str, table: str, chain: str, rule: int, text: str, packets: int, stops: bool) -> RuleCount:  # noqa: FBT001
+    return RuleCount(backend=backend, table=table, chain=chain, rule=rule, text=text, packets=packets, stops=stops)
+
+
+def _native(ruleset: dict[str, Any], family: int) -> list[RuleCount]:
+    """Counters of native nft rules that carry one; tables that iptables-nft made are left to iptables-nft-save."""
+    found, position = [], dict[tuple[str, str], int]()
+    own = {"ip": 4, "ip6": 6}
+    for item in ruleset["nftables"]:
+        rule = item.get("rule")
+        if not rule or own.get(rule["family"], family) != family:
+            continue
+        if rule["family"] in own and rule["table"] in ("filter", "nat", "mangle", "raw", "security"):
+            continue
+        key = (f"{rule['family']} {rule['table']}", rule["chain"])
+        position[key] = position.get(key, 0) + 1
+        counted = [part["counter"]["packets"] for part in rule["expr"] if isinstance(part.get("counter"), dict)]
+        stops = any(word in part for part in rule["expr"] for word in _NFT_STOPS)
+        if counted:
+            text = json.dumps(rule["expr"], separators=(",", ":"))
+            found.append(_count("nft", *key, position[key], text, counted[0], stops))
+    return found
+
+
+def proc_counts(netns: Netns) -> Counts:
+    """Return the protocol counters of /proc/net/{snmp,snmp6,netstat} as `Group.Name`."""
+    found: Counts = {}
+    for name in ("snmp", "netstat"):
+        lines = netns.read_proc(name).splitlines()
+        for heads, values in zip(lines[::2], lines[1::2], strict=False):
+            group = heads.partition(":")[0]
+            for key, value in zip(heads.split()[1:], values.split()[1:], strict=True):
+                found[f"{group}.{key}"] = int(value)
+    for line in netns.read_proc("snmp6").splitlines():
+        key, value = line.split()
+        found[key] = int(value)
+    return found
+
+
+def device_counts(netns: Netns) -> Counts:
+    """Return what interfaces dropped, as `dev.<name>.<counter>`."""
+    found: Counts = {}
+    for line in netns.read_proc("dev").splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        numbers = rest.split()
+        for key, position in _DEV_FIELDS.items():
+            found[f"dev.{name.strip()}.{key}"] = int(numbers[position])
+    return found

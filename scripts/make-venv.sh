@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Makes .venv and brings it to one of the locks: `run` (what the program needs) or `dev` (that, tests and checks).
+# Called by make, which knows when it is out of date. Only wheels are installed, each checked against its locked hash.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lock="requirements/${1:?run or dev}.lock"
+[ -x .venv/bin/python ] || "$(scripts/find-python.sh)" -m venv .venv
+pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input -qq)
+
+echo "installing the Python packages of $lock into .venv (once)"
+"${pip[@]}" install --no-compile --require-hashes --only-binary :all: --no-deps -r "$lock"
+# Hatchling is in the lock, so nothing is fetched here; the tree itself is what .venv then runs.
+"${pip[@]}" install --no-deps --no-build-isolation --editable .

@@ -1,0 +1,1 @@
+"""What runs: the diagnosis (`tasks.skoop`) and the checks (`tasks.probes`)."""

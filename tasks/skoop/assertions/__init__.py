@@ -1,0 +1,1 @@
+"""What looks wrong in collected state: NetstackAssertion, KubernetesAssertion, and the table of findings."""

@@ -1,0 +1,373 @@
+"""The places that packets visit, and the cables between them (NetNodeManager, NetNodeAction).
+
+A NetNode is a network namespace (a pod's, a node's, a collected host's) or the world outside. `send` starts a packet there,
+`receive` takes one in; both return passages: the packet's way through the place and, where it goes on, the Transmission to the
+next. Which device a frame reaches is told by the collected cabling: veth peers, bridge ports, and one underlay to which all
+devices are taken to be connected whose other end was not collected. What the infrastructure does with a frame is the
+InfraShim's matter.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from tasks.skoop.model.addr import Ip, Mac
+from tasks.skoop.model.cluster import ClusterState
+from tasks.skoop.model.ids import NetnsId
+from tasks.skoop.model.netnode import Hop, Link, LinkType, NetNodeType, Transmission
+from tasks.skoop.model.packet import Frame, Packet
+from tasks.skoop.model.state import Interface
+from tasks.skoop.model.trace import Outcome, Place, Reason, Stage
+from tasks.skoop.netstack import neighbour, stack
+from tasks.skoop.netstack.conntrack import Flow
+from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.skb import At, Exit, Response, Skb
+
+EXTERNAL = "external"
+_UPLINK_KINDS = {"", "veth", "bond", "team", "vlan"}
+
+
+class Passage(Struct, frozen=True, kw_only=True):
+    """One way through one NetNode; `transmission` is None where it ends there."""
+
+    exit: Exit
+    transmission: Transmission | None = None
+
+
+class NetNodeAction(Protocol):
+    """What a NetNode can do with a packet."""
+
+    id: str
+    type: NetNodeType
+
+    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
+        """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address."""
+
+    def receive(
+        self, arriving: Transmission, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+    ) -> tuple[Passage, ...]:
+        """Take in what a link brings."""
+
+    def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
+        """Send what the place's kernel itself answers."""
+
+
+class Cabling:
+    """Which device is connected with which (implements the netstack's Wire)."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.state = state
+        self._namespaces: dict[NetnsId, Namespace] = {}
+        self._answers: dict[tuple[str, str, str, str | None], Mac | None] = {}
+        self._reaches: dict[tuple[str, str, str], bool] = {}
+        self.underlay: tuple[tuple[NetnsId, Interface], ...] = tuple(self._uplinks())
+        self._uplink_by_ip = {address.ip: (netns, link) for netns, link in self.underlay for address in link.addresses}
+        self._uplink_by_mac = {link.mac: (netns, link) for netns, link in self.underlay}
+
+    def namespace(self, netns: NetnsId) -> Namespace | None:
+        """Return the compiled namespace, or None if it was not collected."""
+        if netns not in self._namespaces:
+            state = self.state.netns.get(netns)
+            if state is None:
+                return None
+            self._namespaces[netns] = Namespace(state, self)
+        return self._namespaces[netns]
+
+    def _uplinks(self) -> Iterator[tuple[NetnsId, Interface]]:
+        for netns, state in self.state.netns.items():
+            if netns.startswith("pod/"):
+                continue
+            for link in state.interfaces:
+                carries = link.kind in _UPLINK_KINDS and link.name != "lo"
+                if carries and link.peer is None and not (link.kind == "veth" and link.master) and link.addresses:
+                    yield netns, link
+
+    def is_uplink(self, netns: NetnsId, dev: str) -> bool:
+        """Say whether a device leads to the underlay."""
+        return any(netns == at and link.name == dev for at, link in self.underlay)
+
+    def owner(self, ip: Ip) -> tuple[NetnsId, Interface] | None:
+        """Return the collected device on the underlay that carries the address."""
+        return self._uplink_by_ip.get(ip)
+
+    def by_mac(self, mac: str) -> tuple[NetnsId, Interface] | None:
+        """Return the collected device on the underlay that has the link-layer address."""
+        return self._uplink_by_mac.get(Mac(mac))
+
+    # --- the Wire -------------------------------------------------------------------------------------------------
+
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Mac | None:
+        """Ask for the link-layer address of `target` on the link of `dev`; None: nobody; "": somebody outside may."""
+        slot = (netns, dev, target, sender)
+        if slot not in self._answers:
+            self._answers[slot] = self._ask(netns, dev, target, sender, set())
+        return self._answers[slot]
+
+    def _ask(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]) -> Mac | None:
+        """Send the question out of a device."""
+        ns = self.namespace(netns)
+        link = ns.links.get(dev) if ns else None
+        if ns is None or link is None or not link.up or (netns, dev) in seen:
+            return None
+        seen.add((netns, dev))
+        if link.kind == "bridge":
+            return self._first(self._ask(netns, port.name, target, sender, seen) for port in _flooding(ns, dev, None))
+        if link.vxlan is not None:
+            return self._first(self._ask_vteps(ns, link, target, sender, seen))
+        if link.peer is not None:
+            return self._hear(link.peer[0], link.peer[1], target, sender, seen)
+        if not self.is_uplink(netns, dev):
+            return None
+        answer = self._first(
+            self._hear(other, there.name, target, sender, seen)
+            for other, there in self.underlay
+            if (other, there.name) != (netns, dev)
+        )
+        return Mac("") if answer is None and self.owner(target) is None else answer
+
+    def _ask_vteps(
+        self, ns: Namespace, link: Interface, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]
+    ) -> Iterator[Mac | None]:
+        """Broadcasts go to the VTEPs that the all-zero entries name."""
+        for entry in ns.own_fdb.get((link.name, "00:00:00:00:00:00"), ()):
+            for netns in self.state.netns:
+                there = self.namespace(netns)
+                if there is None or entry.dst is None or not there.has_address(entry.dst):
+                    continue
+                for device in there.links.values():
+                    if device.vxlan and link.vxlan and device.vxlan.vni == link.vxlan.vni:
+                        yield self._hear(netns, device.name, target, sender, seen)
+
+    def _hear(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]) -> Mac | None:
+        """Let a device receive the question: its host answers, or its bridge passes it on."""
+        ns = self.namespace(netns)
+        link = ns.links.get(dev) if ns else None
+        if ns is None or link is None or not link.up:
+            return None
+        seen.add((netns, dev))
+        master = ns.links.get(link.master or "")
+        if master is None or master.kind != "bridge":
+            return neighbour.answers_for(ns, dev, target, sender)
+        if not master.up or (link.port and link.port.state != "forwarding"):
+            return None
+        own = neighbour.answers_for(ns, master.name, target, sender)
+        if own is not None:
+            return own
+        return self._first(
+            self._ask(netns, port.name, target, sender, seen) for port in _flooding(ns, master.name, link)
+        )
+
+    @staticmethod
+    def _first(answers: Iterator[Mac | None]) -> Mac | None:
+        doubt: Mac | None = None
+        for answer in answers:
+            if answer:
+                return answer
+            if answer is not None:
+                doubt = answer
+        return doubt
+
+    def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
+        """Say whether a frame sent out of `dev` can find a device with that address."""
+        slot = (netns, dev, mac)
+        if slot not in self._reaches:
+            self._reaches[slot] = self._leads_to(netns, dev, mac, set())
+        return self._reaches[slot]
+
+    def _leads_to(self, netns: NetnsId, dev: str, mac: Mac, seen: set[tuple[str, str]]) -> bool:
+        ns = self.namespace(netns)
+        link = ns.links.get(dev) if ns else None
+        if link is None or (netns, dev) in seen:
+            return False
+        seen.add((netns, dev))
+        if link.peer is None:
+            return self.is_uplink(netns, dev) and self.by_mac(mac) is not None
+        there = self.namespace(link.peer[0])
+        end = there.links.get(link.peer[1]) if there else None
+        if there is None or end is None:
+            return False
+        master = there.links.get(end.master or "")
+        if master is None or master.kind != "bridge":
+            return end.mac == mac
+        if master.mac == mac:
+            return True
+        ports = there.ports.get(master.name, ())
+        return any(self._leads_to(there.id, port.name, mac, seen) for port in ports if port.name != end.name)
+
+
+def _flooding(ns: Namespace, bridge: str, ingress: Interface | None) -> Iterator[Interface]:
+    for port in ns.ports.get(bridge, ()):
+        settings = port.port
+        if (
+            not port.up
+            or port is ingress
+            or (settings and (settings.state != "forwarding" or not settings.bcast_flood))
+        ):
+            continue
+        if settings and settings.isolated and ingress is not None and ingress.port and ingress.port.isolated:
+            continue
+        yield port
+
+
+class StackNode:
+    """A NetNode that is a network namespace: the simulator decides."""
+
+    def __init__(self, namespace: Namespace, cabling: Cabling) -> None:
+        self.id = str(namespace.id)
+        self.type = NetNodeType.POD if self.id.startswith("pod/") else NetNodeType.NODE
+        if self.id.startswith("host/"):
+            self.type = NetNodeType.EXTERNAL
+        self.namespace = namespace
+        self._cabling = cabling
+
+    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
+        """Send a packet from a socket of this namespace."""
+        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer))
+
+    def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
+        """Send what the kernel itself answers."""
+        return self._onward(stack.respond(self.namespace, response, flow))
+
+    def receive(
+        self, arriving: Transmission, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+    ) -> tuple[Passage, ...]:
+        """Receive a frame on the device that the transmission names."""
+        exits = stack.receive(
+            self.namespace,
+            arriving.device,
+            arriving.frame,
+            flow,
+            answer=answer,
+            path_mtu=path_mtu,
+            overhead=overhead,
+        )
+        return self._onward(exits)
+
+    def _onward(self, exits: tuple[Exit, ...]) -> tuple[Passage, ...]:
+        return tuple(self._pass(way) for way in exits)
+
+    def _pass(self, way: Exit) -> Passage:
+        if way.emit is None:
+            return Passage(exit=way)
+        dev, frame = way.emit.dev, way.emit.frame
+        link = self.namespace.links[dev]
+        if link.peer is not None:
+            return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.VETH, *link.peer, frame))
+        if not self._cabling.is_uplink(self.namespace.id, dev):
+            return Passage(exit=_nowhere(self.namespace, way, link))
+        there = self._cabling.by_mac(frame.dst_mac) if frame.dst_mac else None
+        if (
+            there is None
+        ):  # handed to a router or host that was not collected: the fabric goes by the destination address
+            there = self._cabling.owner(frame.packet.dst)
+        if there is None:
+            hop = Hop(NetNodeType.EXTERNAL, f"{EXTERNAL}/{frame.packet.dst}")
+            crossing = Link(
+                type=LinkType.EXTERNAL,
+                source=self.id,
+                destination=hop.id,
+                packet=frame.packet,
+                source_attributes={"device": dev},
+            )
+            return Passage(exit=way, transmission=Transmission(next_hop=hop, link=crossing, frame=frame))
+        netns, end = there
+        arriving = Frame(frame.packet, frame.src_mac, end.mac)
+        return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.INFRA, netns, end.name, arriving))
+
+
+def _crossing(source: str, dev: str, kind: LinkType, netns: NetnsId, end: str, frame: Frame) -> Transmission:
+    node = NetNodeType.POD if netns.startswith("pod/") else NetNodeType.NODE
+    link = Link(
+        type=kind,
+        source=source,
+        destination=netns,
+        packet=frame.packet,
+        source_attributes={"device": dev},
+        destination_attributes={"device": end},
+    )
+    return Transmission(next_hop=Hop(node, netns), link=link, frame=frame, device=end)
+
+
+def _nowhere(ns: Namespace, way: Exit, link: Interface) -> Exit:
+    """The device's other end is not known: say so instead of guessing."""
+    skb = Skb(way.packet, way.flow, at=At.DEV_XMIT)
+    skb.trail, skb.probability, skb.assumed = way.trail, way.probability, way.assumed
+    skb.path_mtu, skb.overhead = way.path_mtu, way.overhead
+    place = ns.place(Stage.LINK, dev=link.name, key="peer")
+    skb.missing = (*way.missing, f"{ns.id}: the other end of {link.name}")
+    detail = f"where {link.name} leads to was not collected"
+    return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail).exit()
+
+
+class ExternalNode:
+    """The world outside of what was collected: hosts that are taken to send, and to receive what is for them."""
+
+    type = NetNodeType.EXTERNAL
+
+    def __init__(self, node_id: str, cabling: Cabling) -> None:
+        self.id = node_id
+        self._cabling = cabling
+
+    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
+        """Let an unknown host send: known only if the destination is a collected host's own address."""
+        del bound, answer
+        skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
+        there = self._cabling.owner(packet.dst)
+        place = _outside(self.id)
+        skb.step(place, "send", "from outside")
+        if there is None:
+            skb.missing = (f"{self.id}: its routes",)
+            detail = f"how {packet.src} reaches {packet.dst} is not known"
+            return (Passage(exit=skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail).exit()),)
+        netns, link = there
+        frame = Frame(packet, Mac(""), link.mac)
+        skb.assumed = (f"{packet.src} reaches {packet.dst}",)
+        return (
+            Passage(
+                exit=skb.exit(),
+                transmission=_crossing(self.id, "", LinkType.INFRA, netns, link.name, frame),
+            ),
+        )
+
+    def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
+        """Answer like any host."""
+        return self.send(response.packet, flow)
+
+    def receive(
+        self, arriving: Transmission, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+    ) -> tuple[Passage, ...]:
+        """Receive: an answer reaches the host that asked; what a first packet finds there is not known."""
+        skb = Skb(arriving.frame.packet, flow, at=At.IP_RCV)
+        skb.path_mtu, skb.overhead = path_mtu, overhead
+        place = _outside(self.id)
+        skb.step(place, "recv", "outside")
+        if answer:
+            done = skb.finish(Outcome.DELIVERED, Reason.NONE, place, "outside", action="deliver")
+        else:
+            skb.missing = (f"{self.id}: not collected",)
+            detail = f"{arriving.frame.packet.dst} is outside of what was collected"
+            done = skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail)
+        return (Passage(exit=done.exit()),)
+
+
+def _outside(node_id: str) -> Place:
+    return Place(netns=NetnsId(node_id), stage=Stage.INFRA, key=node_id)
+
+
+class NetNodeManager:
+    """Makes the NetNodes and keeps them."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.cabling = Cabling(state)
+        self._nodes: dict[str, NetNodeAction] = {}
+
+    def get(self, node_id: str) -> NetNodeAction:
+        """Return the NetNode of an id: a namespace's, or the outside where none of that id was collected."""
+        if node_id not in self._nodes:
+            namespace = self.cabling.namespace(NetnsId(node_id))
+            if namespace is not None:
+                self._nodes[node_id] = StackNode(namespace, self.cabling)
+            else:
+                self._nodes[node_id] = ExternalNode(node_id, self.cabling)
+        return self._nodes[node_id]

@@ -1,0 +1,151 @@
+"""The bridge: a frame comes in on a port, or from the host, and goes up, to a port, to all of them, or nowhere.
+
+Follows br_handle_frame, br_handle_frame_finish, br_dev_xmit, should_deliver (net/bridge) and, for what br_netfilter adds,
+br_nf_pre_routing, br_nf_forward_ip, br_nf_post_routing (net/bridge/br_netfilter_hooks.c). An unknown unicast address is flooded;
+the walk follows only the copy that reaches a device with that address, since all others are thrown away there. Left out: VLAN
+filtering (`unknown`), multicast snooping, learning during the walk.
+"""
+
+from tasks.skoop.model.addr import Mac
+from tasks.skoop.model.state import Interface
+from tasks.skoop.model.trace import Outcome, Reason, Stage
+from tasks.skoop.netstack.fib import FlowKey
+from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.netfilter import traverse
+from tasks.skoop.netstack.skb import At, Skb
+from tasks.skoop.netstack.xtables.api import Hook
+
+
+def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
+    """A frame comes in on a port; br_netfilter shows it to PREROUTING as coming from the bridge."""
+    port = ns.links[skb.in_dev]
+    bridge = ns.links.get(port.master or "")
+    place = ns.place(Stage.BRIDGE, dev=port.name, key=port.master or "")
+    if bridge is None or not bridge.up:
+        return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"bridge {port.master} is down")]
+    if bridge.bridge and bridge.bridge.vlan_filtering:
+        skb.missing = (*skb.missing, f"{ns.id}: VLANs of bridge {bridge.name}")
+        return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "VLAN filtering is not simulated")]
+    if port.port is not None and port.port.state not in ("forwarding", "learning"):
+        return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"port {port.name} is {port.port.state}")]
+    skb.phys_in = port.name
+    skb.bridge = skb.in_dev = bridge.name
+    skb.at = At.BR_FRAME_FINISH
+    if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+        return [skb]
+    before = skb.packet.dst
+    ways = traverse(ns, skb, Hook.PREROUTING)
+    for way in ways:
+        if way.end is None:
+            way.pre_done = True
+            if way.packet.dst != before:
+                _after_dnat(ns, way, bridge)
+    return ways
+
+
+def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> None:
+    """br_nf_pre_routing_finish: a frame whose destination was translated goes to the bridge itself, unless it stays on it."""
+    skb.dst_mac = bridge.mac
+    packet = skb.packet
+    found = ns.routers[packet.version].lookup(FlowKey.of(packet, iif=bridge.name), ignore_linkdown=ns.ignore_linkdown)
+    if found is None or found.type != "unicast" or not ns.forwards(bridge.name, packet.version):
+        return
+    leg = next((leg for leg in found.legs if leg.dev == bridge.name), None)
+    if leg is None:
+        return
+    target = leg.nexthop.via or packet.dst
+    entry = ns.neighbour(bridge.name, target)
+    mac = entry.mac if entry else ns.wire.resolve(ns.id, bridge.name, target, None)
+    place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
+    if mac is None:
+        skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, f"nobody answers for {target} on {bridge.name}")
+        return
+    skb.dst_mac = mac
+    skb.step(place, "bridge", f"translated on the bridge: on to {target} at {mac}")
+
+
+def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Look the destination up: ourselves, a port, or unknown."""
+    bridge = ns.links[skb.bridge]
+    entry = ns.bridge_fdb.get((bridge.name, skb.dst_mac))
+    if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
+        skb.in_dev = bridge.name
+        skb.dst_mac = ""
+        skb.at = At.IP_RCV
+        return [skb]
+    ingress = ns.links[skb.phys_in]
+    port = _egress(ns, bridge, skb.dst_mac, ingress)
+    if port is None:
+        place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
+        detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
+        return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
+    refused = _may_not_deliver(port, ingress)
+    if refused:
+        place = ns.place(Stage.BRIDGE, dev=port.name, key=refused)
+        return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"{ingress.name} to {port.name}: {refused}")]
+    skb.step(ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac), "bridge", f"{ingress.name} to {port.name}")
+    skb.phys_out = port.name
+    if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+        return [_to_port(ns, skb, port)]
+    skb.out_dev = bridge.name
+    done: list[Skb] = []
+    for way in traverse(ns, skb, Hook.FORWARD):
+        done += traverse(ns, way, Hook.POSTROUTING) if way.end is None else [way]
+    return [_to_port(ns, way, port) if way.end is None else way for way in done]
+
+
+def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None) -> Interface | None:
+    entry = ns.bridge_fdb.get((bridge.name, mac))
+    if entry is not None and not entry.permanent:
+        port = ns.links.get(entry.dev)
+        if port is not None and port.master == bridge.name:
+            return port
+    for port in ns.ports.get(bridge.name, ()):
+        floods = port.port is None or port.port.flood
+        if floods and port is not ingress and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
+            return port
+    return None
+
+
+def _may_not_deliver(port: Interface, ingress: Interface | None) -> str:
+    """should_deliver: return why a frame may not leave by the port, or ""."""
+    settings = port.port
+    if not port.up:
+        return "port is down"
+    if settings is not None and settings.state != "forwarding":
+        return f"port is {settings.state}"
+    if ingress is not None and ingress.name == port.name and not (settings and settings.hairpin):
+        return "hairpin is off: a frame does not leave by the port it came in on"
+    if settings and settings.isolated and ingress is not None and ingress.port and ingress.port.isolated:
+        return "both ports are isolated"
+    return ""
+
+
+def _to_port(ns: Namespace, skb: Skb, port: Interface) -> Skb:
+    if skb.packet.length > port.mtu + 4:  # br_dev_queue_push_xmit: is_skb_forwardable
+        place = ns.place(Stage.MTU, dev=port.name, key=str(port.mtu))
+        return skb.finish(
+            Outcome.DROPPED,
+            Reason.PEER_MTU,
+            place,
+            f"{skb.packet.length} bytes do not fit into {port.mtu} of {port.name}",
+        )
+    skb.narrow(port.mtu)
+    skb.out_dev = port.name
+    skb.at = At.DEV_XMIT
+    return skb
+
+
+def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
+    """The host itself sends by the bridge."""
+    bridge = ns.links[skb.out_dev]
+    port = _egress(ns, bridge, skb.dst_mac, None)
+    place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
+    if port is None:
+        detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
+        return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
+    refused = _may_not_deliver(port, None)
+    if refused:
+        return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"to {port.name}: {refused}")]
+    skb.step(place, "bridge", f"{bridge.name} to {port.name}")
+    return [_to_port(ns, skb, port)]

@@ -1,0 +1,492 @@
+"""The IP layer: receive, route, deliver, forward, send; for both families.
+
+Follows, in the kernel's order and under its names, ip_rcv, ip_route_input_slow, fib_validate_source, ip_local_deliver,
+ip_forward, ip_route_output_key_hash and ip_output (net/ipv4), ip6_input/ip6_forward/ip6_output (net/ipv6). Left out: IP
+options, multicast routing, IPsec, source routing, redirects (they only change later packets' way).
+"""
+
+from enum import Enum, auto
+
+from msgspec.structs import replace
+
+from tasks.skoop.model.addr import Ip, is_link_local, is_loopback, is_multicast
+from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
+from tasks.skoop.model.state import Section
+from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
+from tasks.skoop.netstack import icmp
+from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.netfilter import traverse
+from tasks.skoop.netstack.skb import At, Response, Skb
+from tasks.skoop.netstack.tunnel import vxlan_rcv
+from tasks.skoop.netstack.xtables.api import Hook
+
+_ERROR_OF = {
+    "ENETUNREACH": icmp.NET_UNREACH,
+    "EHOSTUNREACH": icmp.HOST_UNREACH,
+    "EACCES": icmp.PKT_FILTERED,
+}
+_REASON_OF = {
+    "ENETUNREACH": Reason.IP_INNOROUTES,
+    "EHOSTUNREACH": Reason.ROUTE_UNREACHABLE,
+    "EACCES": Reason.ROUTE_PROHIBIT,
+    "EINVAL": Reason.ROUTE_BLACKHOLE,
+}
+
+
+# --- receive ---------------------------------------------------------------------------------------------------------
+
+
+def ip_rcv(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Take a packet from a device: is it for this host at all, and what does PREROUTING say?"""
+    link = ns.links[skb.in_dev]
+    packet = skb.packet
+    if skb.dst_mac and link.mac and skb.dst_mac != link.mac and skb.in_dev != "lo":
+        return [
+            skb.finish(
+                Outcome.DROPPED,
+                Reason.OTHERHOST,
+                ns.place(Stage.LINK, dev=skb.in_dev, key=skb.dst_mac),
+                f"frame is for {skb.dst_mac}, {skb.in_dev} has {link.mac}",
+            )
+        ]
+    if packet.version == 6 and ns.conf("disable_ipv6", skb.in_dev, family=6):
+        key = f"net/ipv6/conf/{skb.in_dev}/disable_ipv6"
+        return [_dropped(ns, skb, Reason.IP_INADDRERRORS, Stage.SYSCTL, key, "IPv6 is disabled on this device")]
+    skb.at = At.IP_RCV_FINISH
+    if skb.pre_done:
+        skb.pre_done = False
+        return [skb]
+    return traverse(ns, skb, Hook.PREROUTING)
+
+
+def _dropped(ns: Namespace, skb: Skb, reason: Reason, stage: Stage, key: str, detail: str) -> Skb:
+    return skb.finish(Outcome.DROPPED, reason, ns.place(stage, dev=skb.in_dev, key=key), detail)
+
+
+def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Decide where a received packet goes: to us, onwards, or nowhere."""
+    if skb.local_route and skb.in_dev == "lo":  # over lo the route that the sender found is kept (skb_dst)
+        skb.at = At.IP_LOCAL_DELIVER
+        return [skb]
+    if (why := ns.state.lacks(Section.ROUTES)) is not None:
+        return [_lacking(ns, skb, Stage.ROUTE, skb.packet.dst, f"routes ({why})")]
+    martian = _martian(ns, skb)
+    if martian is not None:
+        return [martian]
+    return _route_input(ns, skb)
+
+
+def _lacking(ns: Namespace, skb: Skb, stage: Stage, key: str, what: str) -> Skb:
+    skb.missing = (*skb.missing, f"{ns.id}: {what}")
+    return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, ns.place(stage, key=key), f"{what} not collected")
+
+
+def _martian(ns: Namespace, skb: Skb) -> Skb | None:
+    """Drop what may not be on a wire (the head of ip_route_input_slow, ip6_rcv_core)."""
+    packet = skb.packet
+    if packet.version == 6:
+        if is_multicast(packet.src):
+            return _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "multicast source")
+        if skb.in_dev != "lo" and (is_loopback(packet.src) or is_loopback(packet.dst)):
+            return _dropped(ns, skb, Reason.IP_LOCALNET, Stage.ROUTE, packet.dst, "::1 on a wire")
+        return None
+    if is_multicast(packet.src) or packet.src == "255.255.255.255" or packet.src.startswith("0."):
+        return _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, f"{packet.src} as a source")
+    if packet.dst.startswith("0."):
+        return _dropped(ns, skb, Reason.IP_INVALID_DEST, Stage.ROUTE, packet.dst, f"{packet.dst} as a destination")
+    loop = next((ip for ip in (packet.dst, packet.src) if is_loopback(ip)), None)
+    if loop and skb.in_dev != "lo" and not ns.either("route_localnet", skb.in_dev):
+        key = f"net/ipv4/conf/{skb.in_dev}/route_localnet"
+        return _dropped(ns, skb, Reason.IP_LOCALNET, Stage.SYSCTL, key, f"{loop} on a wire (route_localnet=0)")
+    return None
+
+
+def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
+    packet = skb.packet
+    router = ns.routers[packet.version]
+    found = router.lookup(FlowKey.of(packet, iif=skb.in_dev), ignore_linkdown=ns.ignore_linkdown)
+    if found is not None and found.type in ("local", "broadcast", "anycast", "multicast"):
+        if packet.version == 4 and found.type == "local":
+            wrong = _validate_source(ns, skb, out_dev="lo")
+            if wrong is not None:
+                return [wrong]
+        skb.found = found
+        skb.at = At.IP_LOCAL_DELIVER
+        return [skb]
+    if not ns.forwards(skb.in_dev, packet.version):
+        return [_not_forwarding(ns, skb)]
+    if found is None or found.errno:
+        return [_no_way(ns, skb, found)]
+    if packet.version == 6 and is_link_local(packet.src):
+        return [
+            _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "link-local source is not forwarded")
+        ]
+    ways = []
+    for leg in found.legs:
+        way = skb if len(found.legs) == 1 else skb.clone()
+        if packet.version == 4:
+            wrong = _validate_source(ns, way, out_dev=leg.dev)
+            if wrong is not None:
+                ways.append(wrong)
+                continue
+        _take(ns, way, found, leg)
+        way.at = At.IP_FORWARD
+        ways.append(way)
+    return ways
+
+
+def _not_forwarding(ns: Namespace, skb: Skb) -> Skb:
+    v6 = skb.packet.version == 6
+    key = "net/ipv6/conf/all/forwarding" if v6 else "net/ipv4/ip_forward"
+    if not v6 and ns.sysctl(key):
+        key = f"net/ipv4/conf/{skb.in_dev}/forwarding"
+    if (why := ns.state.lacks(Section.SYSCTLS)) is not None:
+        return _lacking(ns, skb, Stage.SYSCTL, key, f"sysctls ({why})")
+    return skb.finish(
+        Outcome.DROPPED,
+        Reason.IP_INADDRERRORS,
+        ns.place(Stage.SYSCTL, dev=skb.in_dev, key=key),
+        f"{skb.packet.dst} is not ours and forwarding is off on {skb.in_dev}",
+    )
+
+
+def _no_way(ns: Namespace, skb: Skb, found: Found | None) -> Skb:
+    """ip_error: what a router answers for a packet that it has no route for."""
+    errno = found.errno if found else "ENETUNREACH"
+    key = found.route.dst if found and found.route else skb.packet.dst
+    what = f"{found.type} route" if found else "no route"
+    reason = _REASON_OF.get(errno, Reason.ROUTE_BLACKHOLE) if found else Reason.IP_INNOROUTES
+    place = ns.place(Stage.ROUTE, key=key)
+    answer = None
+    if errno in _ERROR_OF:
+        answer = icmp.error_about(ns, skb.packet, _ERROR_OF[errno], to_local=False, in_dev=skb.in_dev)
+    if answer is None:
+        return skb.finish(Outcome.DROPPED, reason, place, f"{what} to {skb.packet.dst}")
+    return skb.finish(
+        Outcome.UNREACHABLE,
+        reason,
+        place,
+        f"{what} to {skb.packet.dst}",
+        response=Response(packet=answer, conn=skb.conn),
+    )
+
+
+def _validate_source(ns: Namespace, skb: Skb, *, out_dev: str) -> Skb | None:
+    """fib_validate_source: may this source come in on this device? Returns the dropped packet, or None if it may."""
+    if skb.in_dev == "lo":
+        return None
+    packet = skb.packet
+    dev = skb.in_dev
+    rp_filter = ns.highest("rp_filter", dev)
+    accept_local = ns.either("accept_local", dev)
+    router = ns.routers[4]
+    if not rp_filter and not router.custom_rules:
+        if not accept_local and ns.has_address(packet.src):
+            return _own_source(ns, skb)
+        return None
+    mark = packet.mark if ns.either("src_valid_mark", dev) else 0
+    key = FlowKey(dst=packet.src, src=packet.dst, iif=out_dev if out_dev != "lo" else "", mark=mark)
+    found = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
+    place = ns.place(Stage.SYSCTL, dev=dev, key=f"net/ipv4/conf/{_deciding(ns, dev)}/rp_filter")
+    if found is None or found.errno:
+        if not rp_filter:
+            return None
+        return skb.finish(Outcome.DROPPED, Reason.IP_RPFILTER, place, f"no route back to {packet.src}")
+    if found.type != "unicast" and not (found.type == "local" and accept_local):
+        return _own_source(ns, skb)
+    if any(leg.dev == dev for leg in found.legs) or (found.type == "local" and dev == "lo"):
+        return None
+    if rp_filter == 1:
+        back = ", ".join(leg.dev for leg in found.legs)
+        detail = f"the way back to {packet.src} is {back or found.type}, not {dev} (rp_filter=1)"
+        return skb.finish(Outcome.DROPPED, Reason.IP_RPFILTER, place, detail)
+    return None
+
+
+def _deciding(ns: Namespace, dev: str) -> str:
+    return "all" if ns.conf("rp_filter", "all") >= ns.conf("rp_filter", dev) else dev
+
+
+def _own_source(ns: Namespace, skb: Skb) -> Skb:
+    return _dropped(
+        ns,
+        skb,
+        Reason.IP_LOCAL_SOURCE,
+        Stage.ROUTE,
+        skb.packet.src,
+        f"{skb.packet.src} is an address of this host itself (accept_local=0)",
+    )
+
+
+def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
+    skb.found = found
+    skb.leg = leg
+    skb.out_dev = leg.dev
+    skb.next_hop = leg.nexthop.via or skb.packet.dst
+    skb.probability *= leg.share
+    via = f"via {leg.nexthop.via} " if leg.nexthop.via else ""
+    prefix = found.route.dst if found.route else ""
+    skb.step(ns.place(Stage.ROUTE, dev=leg.dev, key=prefix), "route", f"{prefix} {via}dev {leg.dev}")
+
+
+# --- deliver ---------------------------------------------------------------------------------------------------------
+
+
+def ip_local_deliver(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Ask INPUT, then hand the packet to its socket, tunnel or to the kernel itself."""
+    return [_to_transport(ns, way) if way.end is None else way for way in traverse(ns, skb, Hook.INPUT)]
+
+
+def _to_transport(ns: Namespace, skb: Skb) -> Skb:
+    packet = skb.packet
+    if packet.encap is not None:
+        return vxlan_rcv(ns, skb)
+    if packet.inner is not None:
+        return skb.finish(
+            Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"
+        )
+    if skb.answer:
+        return skb.finish(
+            Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key=_end_of(packet)), str(packet), action="deliver"
+        )
+    if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6):
+        return _echo(ns, skb)
+    return _to_socket(ns, skb)
+
+
+def _end_of(packet: Packet) -> str:
+    return f"{packet.protocol} {packet.dst}:{packet.dport}"
+
+
+def _echo(ns: Namespace, skb: Skb) -> Skb:
+    packet = skb.packet
+    v6 = packet.protocol == Protocol.ICMPV6
+    key = "net/ipv6/icmp/echo_ignore_all" if v6 else "net/ipv4/icmp_echo_ignore_all"
+    if packet.icmp_type not in (8, 128):
+        return skb.finish(
+            Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp"), str(packet), action="deliver"
+        )
+    if ns.sysctl(key):
+        return _dropped(ns, skb, Reason.ECHO_IGNORED, Stage.SYSCTL, key, "the host ignores pings")
+    answer = packet.with_(
+        src=packet.dst,
+        dst=packet.src,
+        icmp_type=129 if v6 else 0,
+        ttl=64,
+        mark=0,
+        ct_state=CtState.NONE,
+        df=False,
+    )
+    return skb.finish(
+        Outcome.DELIVERED,
+        Reason.NONE,
+        ns.place(Stage.SOCKET, key="icmp echo"),
+        "the kernel answers the ping",
+        action="deliver",
+        response=Response(packet=answer, related=False),
+    )
+
+
+def _to_socket(ns: Namespace, skb: Skb) -> Skb:
+    packet = skb.packet
+    place = ns.place(Stage.SOCKET, dev=skb.in_dev, key=_end_of(packet))
+    if (why := ns.state.lacks(Section.SOCKETS)) is not None:
+        return _lacking(ns, skb, Stage.SOCKET, _end_of(packet), f"sockets ({why})")
+    socket = ns.listener(packet, skb.in_dev)
+    if socket is None:
+        return _nobody_listens(ns, skb)
+    who = f" ({socket.process})" if socket.process else ""
+    if packet.protocol == Protocol.TCP and socket.backlog and socket.recv_queue > socket.backlog:
+        return skb.finish(
+            Outcome.DROPPED,
+            Reason.LISTEN_OVERFLOW,
+            place,
+            f"accept queue of the listener{who} is full: {socket.recv_queue} of {socket.backlog}",
+        )
+    return skb.finish(
+        Outcome.DELIVERED, Reason.NONE, place, f"to {socket.ip}:{socket.port}{who}", action="deliver", socket=socket
+    )
+
+
+def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
+    packet = skb.packet
+    place = ns.place(Stage.SOCKET, dev=skb.in_dev, key=_end_of(packet))
+    detail = f"nobody listens on {packet.protocol} {packet.dst}:{packet.dport}"
+    if packet.protocol == Protocol.TCP:
+        answer = icmp.reset_for(packet)
+        related = False
+    else:
+        answer = icmp.error_about(ns, packet, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
+        related = True
+    if answer is None or packet.tcp_flags == TcpFlags.RST:
+        return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, detail)
+    response = Response(packet=answer, conn=skb.conn if related else -1, related=related)
+    return skb.finish(Outcome.REFUSED, Reason.NO_SOCKET, place, detail, action="refuse", response=response)
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+
+def ip_forward(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Forward a packet: TTL, size, FORWARD."""
+    packet = skb.packet
+    if packet.ttl <= 1:
+        answer = icmp.error_about(ns, packet, icmp.TTL_EXCEEDED, to_local=False, in_dev=skb.in_dev)
+        place = ns.place(Stage.ROUTE, dev=skb.in_dev, key="ttl")
+        response = Response(packet=answer, conn=skb.conn) if answer else None
+        return [skb.finish(Outcome.UNREACHABLE, Reason.TTL_EXPIRED, place, "TTL expired", response=response)]
+    out = ns.links.get(skb.out_dev)
+    if out is None:
+        return [_lacking(ns, skb, Stage.LINK, skb.out_dev, f"link {skb.out_dev}")]
+    mtu_bytes = _route_mtu(skb) or out.mtu
+    if packet.length > mtu_bytes and (packet.df or packet.version == 6):
+        return [_too_big(ns, skb, mtu_bytes)]
+    skb.packet = packet.with_(ttl=packet.ttl - 1)
+    ways = traverse(ns, skb, Hook.FORWARD)
+    for way in ways:
+        way.at = At.IP_OUTPUT
+    return ways
+
+
+def _route_mtu(skb: Skb) -> int:
+    return skb.found.route.mtu if skb.found and skb.found.route else 0
+
+
+def _too_big(ns: Namespace, skb: Skb, mtu_bytes: int) -> Skb:
+    answer = icmp.error_about(ns, skb.packet, icmp.FRAG_NEEDED, to_local=False, in_dev=skb.in_dev, mtu_bytes=mtu_bytes)
+    place = ns.place(Stage.MTU, dev=skb.out_dev, key=str(mtu_bytes))
+    detail = f"{skb.packet.length} bytes do not fit into {mtu_bytes} of {skb.out_dev} and may not be split"
+    skb.narrow(mtu_bytes)
+    response = Response(packet=answer, conn=skb.conn) if answer else None
+    outcome = Outcome.UNREACHABLE if response else Outcome.DROPPED
+    return skb.finish(outcome, Reason.PKT_TOO_BIG, place, detail, response=response)
+
+
+# --- send ------------------------------------------------------------------------------------------------------------
+
+
+class Source(Enum):
+    """Where the source address of a locally made packet comes from."""
+
+    CHOSEN = auto()
+    """The kernel picks it for the route."""
+    BOUND = auto()
+    """It is the socket's own and takes part in the lookup."""
+    FORGED = auto()
+    """It is another's (a RST made by REJECT): kept, but not looked up with (ip_route_me_harder)."""
+
+
+def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Source.CHOSEN) -> list[Skb]:
+    """Find the way and, where it is to be chosen, the source address of a locally made packet (ip_route_output_key_hash)."""
+    bound = source == Source.BOUND
+    packet = skb.packet
+    if (why := ns.state.lacks(Section.ROUTES)) is not None:
+        return [_lacking(ns, skb, Stage.ROUTE, packet.dst, f"routes ({why})")]
+    router = ns.routers[packet.version]
+    key = FlowKey.of(packet, oif=oif)
+    found = router.lookup(key if bound else replace(key, src=None), ignore_linkdown=ns.ignore_linkdown)
+    if (
+        found is not None
+        and source == Source.CHOSEN
+        and not found.errno
+        and packet.protocol == Protocol.TCP
+        and router.custom_rules
+    ):
+        again = router.lookup(
+            replace(key, src=_source(ns, found, found.legs[0], packet.dst)), ignore_linkdown=ns.ignore_linkdown
+        )
+        found = again or found  # connect() looks up again with the chosen source (KERNEL.md 4.2)
+    if found is None or found.errno or not found.legs:
+        return [_local_failure(ns, skb, found)]
+    ways = []
+    for leg in found.legs:
+        way = skb if len(found.legs) == 1 else skb.clone()
+        src = _source(ns, found, leg, packet.dst) if source == Source.CHOSEN else packet.src
+        if src is None:
+            error = IcmpError(type=-1, code=0, local=True, errno="EADDRNOTAVAIL")
+            place = ns.place(Stage.ROUTE, dev=leg.dev, key=packet.dst)
+            way.finish(Outcome.UNREACHABLE, Reason.NO_SOURCE_ADDRESS, place, "no source address fits", error=error)
+        else:
+            way.packet = packet.with_(src=src)
+            _take(ns, way, found, leg)
+            if found.type == "local":
+                way.local_route, way.out_dev = True, "lo"
+            _check_size(ns, way)
+        way.at = At.IP_LOCAL_OUT
+        ways.append(way)
+    return ways
+
+
+def _source(ns: Namespace, found: Found, leg: Leg, dst: Ip) -> Ip | None:
+    route = found.route
+    if found.type == "local":
+        return route.prefsrc if route and route.prefsrc else dst
+    if route is not None and route.prefsrc is not None:
+        return route.prefsrc
+    scope = route.scope if route else "global"
+    return select_source(ns.state.interfaces, leg.dev, leg.nexthop.via or dst, scope)
+
+
+def _local_failure(ns: Namespace, skb: Skb, found: Found | None) -> Skb:
+    errno = found.errno if found and found.errno else "ENETUNREACH"
+    key = found.route.dst if found and found.route else skb.packet.dst
+    reason = _REASON_OF.get(errno, Reason.ROUTE_BLACKHOLE) if found else Reason.IP_INNOROUTES
+    what = f"{found.type} route" if found and found.errno else "no route"
+    place = ns.place(Stage.ROUTE, key=key)
+    detail = f"{what} to {skb.packet.dst}"
+    if skb.originated:
+        return skb.finish(Outcome.DROPPED, reason, place, detail)
+    error = IcmpError(type=-1, code=0, local=True, errno=errno)
+    return skb.finish(Outcome.UNREACHABLE, reason, place, detail, error=error)
+
+
+def _check_size(ns: Namespace, skb: Skb) -> None:
+    """A local datagram with DF that exceeds the known path MTU is refused at once (ip_append_data: EMSGSIZE)."""
+    packet = skb.packet
+    link = ns.links.get(skb.out_dev)
+    if link is None or not packet.df or packet.protocol == Protocol.TCP or skb.originated:
+        return
+    limits = [mtu for mtu in (link.mtu, _route_mtu(skb), ns.cached_mtu(packet.dst, skb.out_dev)) if mtu]
+    mtu_bytes = min(limits)
+    if packet.length > mtu_bytes:
+        error = IcmpError(type=-1, code=0, local=True, errno="EMSGSIZE", mtu=mtu_bytes)
+        place = ns.place(Stage.MTU, dev=skb.out_dev, key=str(mtu_bytes))
+        detail = f"{packet.length} bytes do not fit into the path's {mtu_bytes}"
+        skb.finish(Outcome.UNREACHABLE, Reason.PKT_TOO_BIG, place, detail, error=error)
+
+
+def ip_local_out(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Pass OUTPUT."""
+    ways = traverse(ns, skb, Hook.OUTPUT)
+    for way in ways:
+        way.at = At.IP_OUTPUT
+    return ways
+
+
+def ip_output(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Pass POSTROUTING, split what is too big, and hand over to the neighbour layer."""
+    done = []
+    for way in traverse(ns, skb, Hook.POSTROUTING):
+        if way.end is None:
+            link = ns.links.get(way.out_dev)
+            if link is None:
+                _lacking(ns, way, Stage.LINK, way.out_dev, f"link {way.out_dev}")
+            else:
+                if way.out_dev != "lo":
+                    way.narrow(link.mtu)
+                if way.packet.length > link.mtu and way.out_dev != "lo":
+                    _fragment(ns, way, link.mtu)
+                way.at = At.NEIGH_OUTPUT
+        done.append(way)
+    return done
+
+
+def _fragment(ns: Namespace, skb: Skb, mtu_bytes: int) -> None:
+    """ip_fragment: what carries DF and is too big here is lost without a word to anybody who could act on it."""
+    place = ns.place(Stage.MTU, dev=skb.out_dev, key=str(mtu_bytes))
+    if skb.packet.df:
+        skb.finish(Outcome.DROPPED, Reason.PKT_TOO_BIG, place, f"{skb.packet.length} bytes with DF into {mtu_bytes}")
+        return
+    skb.step(place, "fragment", f"{skb.packet.length} bytes into pieces of {mtu_bytes}")
+    skb.packet = skb.packet.with_(length=mtu_bytes)

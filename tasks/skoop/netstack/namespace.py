@@ -1,0 +1,254 @@
+"""One network namespace, compiled: the questions that the walk asks of it, answered quickly.
+
+Holds no state of a walk. Sysctl combination rules (all/interface by AND, OR or maximum) are those of IN_DEV_* in
+include/linux/inetdevice.h. Tables of the packet filter are compiled on first use.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
+from typing import Protocol as Contract
+
+from tasks.skoop.model.addr import Ip, Mac, ip_version, is_multicast
+from tasks.skoop.model.ids import NetnsId
+from tasks.skoop.model.packet import Packet
+from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NeighbourState, NetNS, Section, Socket
+from tasks.skoop.model.trace import Place, Stage
+from tasks.skoop.netstack.conntrack import Known
+from tasks.skoop.netstack.fib import FlowKey, Router
+from tasks.skoop.netstack.xtables.api import CompiledTables, Hook
+from tasks.skoop.netstack.xtables.compile import compile_tables
+
+if TYPE_CHECKING:
+    from tasks.skoop.netstack.netfilter import Op
+
+
+class Wire(Contract):
+    """What lies beyond the devices of a namespace: the walk asks it, the cluster answers."""
+
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Mac | None:
+        """Ask for the link-layer address of `target` on the link of `dev` (ARP, neighbour discovery).
+
+        None: nobody answers. "": the link leads to where nothing was collected, so that somebody may.
+        """
+
+    def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
+        """Say whether a frame sent out of `dev` can find a device with that address."""
+
+
+class Namespace:
+    """A compiled NetNS."""
+
+    def __init__(self, state: NetNS, wire: Wire) -> None:
+        self.id = state.id
+        self.state = state
+        self.wire = wire
+        self.links: dict[str, Interface] = {link.name: link for link in state.interfaces}
+        self.ports: dict[str, tuple[Interface, ...]] = {}
+        for link in state.interfaces:
+            if link.master:
+                self.ports[link.master] = (*self.ports.get(link.master, ()), link)
+        self.routers = {family: Router(family, state.routes, state.rules, state.interfaces) for family in (4, 6)}
+        self.neighbours: dict[tuple[str, str], Neighbour] = {
+            (entry.dev, entry.ip): entry for entry in state.neighbours if not entry.proxy
+        }
+        self.proxied: frozenset[tuple[str, str]] = frozenset(
+            (entry.dev, entry.ip) for entry in state.neighbours if entry.proxy
+        )
+        self.known = Known(state)
+        self._plans: dict[tuple[int, Hook], tuple[Op, ...]] = {}
+        self._places: dict[tuple[Stage, str, str], Place] = {}
+        self._linkdown = frozenset(name for name in self.links if self.either("ignore_routes_with_linkdown", name))
+        self._path_mtu = {(entry.dst, entry.dev or ""): entry.mtu for entry in state.route_exceptions if entry.mtu}
+
+    # --- packet filter -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tables(self) -> CompiledTables:
+        """The packet filter's tables."""
+        return compile_tables(self.state)
+
+    def plan(self, family: int, hook: Hook) -> "tuple[Op, ...]":
+        """Return what runs at a hook, in order (made once by `netfilter.plan`)."""
+        slot = (family, hook)
+        if slot not in self._plans:
+            from tasks.skoop.netstack.netfilter import plan
+
+            self._plans[slot] = plan(self, family, hook)
+        return self._plans[slot]
+
+    def tracks(self, family: int) -> bool:
+        """Say whether the kernel tracks connections here at all (only if some rule needs it; KERNEL.md 4.2)."""
+        return self.tables.needs_conntrack.get(family, False)
+
+    # --- places --------------------------------------------------------------------------------------------------
+
+    def place(self, stage: Stage, *, dev: str = "", key: str = "") -> Place:
+        """Return the place of that name in this namespace."""
+        slot = (stage, dev, key)
+        if slot not in self._places:
+            self._places[slot] = Place(netns=self.id, stage=stage, dev=dev, key=key)
+        return self._places[slot]
+
+    # --- sysctls -------------------------------------------------------------------------------------------------
+
+    def sysctl(self, key: str, default: int = 0) -> int:
+        """Return a sysctl as a number, or the kernel's default where it was not collected."""
+        try:
+            return int(self.state.sysctls.get(key, default))
+        except ValueError:
+            return default
+
+    def conf(self, name: str, dev: str, default: int = 0, family: int = 4) -> int:
+        """Return net.ipv4.conf.<dev>.<name> (or its IPv6 sister)."""
+        return self.sysctl(f"net/ipv{family}/conf/{dev}/{name}", default)
+
+    def either(self, name: str, dev: str) -> bool:
+        """Return all OR interface (IN_DEV_ORCONF)."""
+        return bool(self.conf(name, "all") or self.conf(name, dev))
+
+    def highest(self, name: str, dev: str) -> int:
+        """Return max(all, interface) (IN_DEV_MAXCONF)."""
+        return max(self.conf(name, "all"), self.conf(name, dev))
+
+    def forwards(self, dev: str, family: int) -> bool:
+        """Say whether packets that came in on the device may be forwarded (KERNEL.md 4.3, 4.9b)."""
+        if family == 6:
+            return bool(self.sysctl("net/ipv6/conf/all/forwarding") or self.conf("force_forwarding", dev, family=6))
+        return bool(self.conf("forwarding", dev, self.sysctl("net/ipv4/ip_forward")))
+
+    def bridge_calls_iptables(self, bridge: str, family: int) -> bool:
+        """Say whether bridged packets of the family see iptables: br_netfilter's sysctl, or the bridge's own switch."""
+        link = self.links.get(bridge)
+        own = link.bridge if link else None
+        if family == 6:
+            return bool(self.sysctl("net/bridge/bridge-nf-call-ip6tables") or (own and own.nf_call_ip6tables))
+        return bool(self.sysctl("net/bridge/bridge-nf-call-iptables") or (own and own.nf_call_iptables))
+
+    # --- routes and addresses ------------------------------------------------------------------------------------
+
+    @property
+    def ignore_linkdown(self) -> frozenset[str]:
+        """Devices whose routes do not count while the link is down."""
+        return self._linkdown
+
+    def router(self, family: int) -> Router:
+        """Return the routes of a family."""
+        return self.routers[family]
+
+    def is_local(self, ip: Ip) -> bool:
+        """Say whether the address is one of the namespace's own."""
+        return self.routers[ip_version(ip)].local_types(ip) == "local"
+
+    def has_address(self, ip: Ip) -> bool:
+        """Say whether some device carries the address (inet_lookup_ifaddr_rcu)."""
+        return any(address.ip == ip for link in self.state.interfaces for address in link.addresses)
+
+    def address_type(self, ip: Ip, dev: str | None) -> str:
+        """Return the kernel's type of an address (inet_addr_type_table, inet_dev_addr_type)."""
+        if ip in ("0.0.0.0", "::"):
+            return "UNSPEC" if ip == "::" else "BROADCAST"
+        if ip == "255.255.255.255":
+            return "BROADCAST"
+        if is_multicast(ip):
+            return "MULTICAST"
+        router = self.routers[ip_version(ip)]
+        kind = router.local_types(ip)
+        if kind is None:
+            return "UNICAST"
+        if kind == "local" and dev and dev not in router.local_devs(ip):
+            return "UNICAST"
+        return kind.upper()
+
+    def reverse_path_ok(self, packet: Packet, dev: str, *, loose: bool, validmark: bool, accept_local: bool) -> bool:
+        """Return what `-m rpfilter` finds (rpfilter_lookup_reverse, net/ipv4/netfilter/ipt_rpfilter.c)."""
+        key = FlowKey(dst=packet.src, src=packet.dst, mark=packet.mark if validmark else 0, protocol=packet.protocol)
+        found = self.routers[packet.version].lookup(key)
+        if found is None or found.errno:
+            return False
+        if found.type != "unicast" and not (found.type == "local" and accept_local):
+            return False
+        return loose or any(leg.dev == dev for leg in found.legs)
+
+    # --- sockets -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def listeners(self) -> dict[tuple[str, int], tuple[Socket, ...]]:
+        """Sockets that can take a first packet, by protocol and port."""
+        index: dict[tuple[str, int], tuple[Socket, ...]] = {}
+        for socket in self.state.sockets:
+            if socket.peer_port == 0:
+                slot = (str(socket.protocol), socket.port)
+                index[slot] = (*index.get(slot, ()), socket)
+        return index
+
+    def listener(self, packet: Packet, dev: str) -> Socket | None:
+        """Return the socket that takes a packet to a local address, or None (compute_score, inet_hashtables.c, udp.c)."""
+        best: tuple[int, Socket] | None = None
+        for socket in self.listeners.get((str(packet.protocol), packet.dport), ()):
+            score = _socket_score(socket, packet, dev)
+            if score >= 0 and (best is None or score > best[0]):
+                best = (score, socket)
+        return best[1] if best else None
+
+    def has_socket(self, packet: Packet, *, transparent: bool, wildcard: bool) -> bool | None:
+        """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""
+        del transparent  # IP_TRANSPARENT is not in a dump; a listener found is the better guess
+        if self.state.lacks(Section.SOCKETS):
+            return None
+        socket = self.listener(packet, "")
+        return socket is not None and (wildcard or socket.ip not in ("0.0.0.0", "::"))
+
+    # --- neighbours and forwarding databases -----------------------------------------------------------------------
+
+    def neighbour(self, dev: str, ip: Ip) -> Neighbour | None:
+        """Return a usable neighbour entry: one with a link-layer address that the kernel would use as it is."""
+        entry = self.neighbours.get((dev, ip))
+        if entry is None or entry.mac is None:
+            return None
+        if entry.state in (NeighbourState.FAILED, NeighbourState.INCOMPLETE, NeighbourState.NONE):
+            return None
+        return entry
+
+    @cached_property
+    def bridge_fdb(self) -> dict[tuple[str, str], FdbEntry]:
+        """Entries of bridges: (bridge, MAC) → entry."""
+        return {(entry.master, entry.mac): entry for entry in self.state.fdb if entry.master}
+
+    @cached_property
+    def own_fdb(self) -> dict[tuple[str, str], tuple[FdbEntry, ...]]:
+        """Entries of devices themselves (vxlan): (device, MAC) → entries."""
+        index: dict[tuple[str, str], tuple[FdbEntry, ...]] = {}
+        for entry in self.state.fdb:
+            if not entry.master and entry.dst is not None:
+                slot = (entry.dev, str(entry.mac))
+                index[slot] = (*index.get(slot, ()), entry)
+        return index
+
+    def vxlans_on(self, port: int) -> Iterable[Interface]:
+        """Yield the vxlan devices that listen on a UDP port."""
+        for link in self.state.interfaces:
+            if link.vxlan is not None and link.vxlan.port == port and link.up:
+                yield link
+
+    def cached_mtu(self, dst: Ip, dev: str) -> int:
+        """Return the path MTU that the namespace has learnt for a destination, 0 for none."""
+        return self._path_mtu.get((dst, dev), self._path_mtu.get((dst, ""), 0))
+
+
+def _socket_score(socket: Socket, packet: Packet, dev: str) -> int:
+    """Return how well a socket fits, -1 if not at all: a bound address or device counts more than a wildcard."""
+    score = 0
+    if socket.dev:
+        if socket.dev != dev:
+            return -1
+        score += 4
+    if socket.ip == packet.dst:
+        return score + 2
+    if socket.ip == "::":
+        fits = packet.version == 6 or not socket.v6only
+    else:
+        fits = socket.ip == "0.0.0.0" and packet.version == 4
+    if not fits:
+        return -1
+    return score + (1 if (socket.ip == "::") == (packet.version == 6) else 0)

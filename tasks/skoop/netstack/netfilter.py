@@ -1,0 +1,460 @@
+"""What happens to a packet at a netfilter hook: every table of every back end, conntrack and NAT, in order of priority.
+
+Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1). Of
+tables with equal priority the dumps do not tell which runs first; they are taken in the order collected, which can matter only
+for the name of the dropper and for which of two NAT rules wins. Native nftables base chains with rules are `unknown` here.
+"""
+
+from enum import Enum, auto
+from ipaddress import IPv4Address, IPv6Address
+from json import loads
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from tasks.skoop.model.addr import Ip, ip_int
+from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
+from tasks.skoop.model.state import NftTable, Section
+from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
+from tasks.skoop.netstack import conntrack, icmp
+from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.skb import Response, Skb
+from tasks.skoop.netstack.xtables.api import (
+    CompiledTable,
+    ConnectionView,
+    Hook,
+    HookContext,
+    NatAction,
+    NatKind,
+    TableResult,
+    Verdict,
+)
+
+_TABLES = {
+    Hook.PREROUTING: (("raw", -300), ("mangle", -150)),
+    Hook.INPUT: (("mangle", -150), ("filter", 0), ("security", 50)),
+    Hook.FORWARD: (("mangle", -150), ("filter", 0), ("security", 50)),
+    Hook.OUTPUT: (("raw", -300), ("mangle", -150), ("filter", 0), ("security", 50)),
+    Hook.POSTROUTING: (("mangle", -150),),
+}
+_NAT_DESTINATION = {Hook.PREROUTING, Hook.OUTPUT}
+_NAT_SOURCE = {Hook.INPUT, Hook.POSTROUTING}
+_CONNTRACK = -200
+_NAT_DST = -100
+_NAT_SRC = 100
+_CONFIRM = 1 << 31
+
+
+class OpKind(Enum):
+    """What stands at a hook."""
+
+    TABLE = auto()
+    TRACK = auto()
+    NAT = auto()
+    CONFIRM = auto()
+    NATIVE = auto()
+
+
+class Op(NamedTuple):
+    """One function registered at a hook."""
+
+    priority: int
+    kind: OpKind
+    tables: tuple[CompiledTable, ...] = ()
+    native: tuple[NftTable, str, str] | None = None
+    """(table, base chain, policy)."""
+
+
+def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
+    """Return what runs at a hook, in order of priority."""
+    ops: list[Op] = []
+    for name, priority in _TABLES[hook]:
+        ops += [
+            Op(priority, OpKind.TABLE, (table,))
+            for table in ns.tables.tables.get((family, name), ())
+            if table.has_chain(hook)
+        ]
+    if ns.tracks(family):
+        if hook in (Hook.PREROUTING, Hook.OUTPUT):
+            ops.append(Op(_CONNTRACK, OpKind.TRACK))
+        nat = tuple(table for table in ns.tables.tables.get((family, "nat"), ()) if table.has_chain(hook))
+        if hook in _NAT_DESTINATION:
+            ops.append(Op(_NAT_DST, OpKind.NAT, nat))
+        if hook in _NAT_SOURCE:
+            ops.append(Op(_NAT_SRC, OpKind.NAT, nat))
+            ops.append(Op(_CONFIRM, OpKind.CONFIRM))
+    ops += _native(ns, family, hook)
+    return tuple(sorted(ops, key=lambda op: op.priority))
+
+
+def _native(ns: Namespace, family: int, hook: Hook) -> list[Op]:
+    ops = []
+    for table in ns.state.nft:
+        if table.family not in ("inet", "ip" if family == 4 else "ip6"):
+            continue
+        for chain, _, at, priority, policy in table.hooks:
+            if at.upper() == hook and (policy == "drop" or _has_rules(table, chain)):
+                ops.append(Op(priority, OpKind.NATIVE, (), (table, chain, policy)))
+    return ops
+
+
+def _has_rules(table: NftTable, chain: str) -> bool:
+    for text in table.objects:
+        rule = loads(text).get("rule")
+        if rule and rule.get("chain") == chain:
+            return True
+    return False
+
+
+def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
+    """Return every way of the packet through a hook; a way that ended there has its `end` set."""
+    family = skb.packet.version
+    if (why := ns.state.lacks(Section.IPTABLES)) is not None:
+        place = Place(netns=ns.id, stage=Stage.NETFILTER, hook=hook, table="*", chain=hook)
+        skb.missing = (*skb.missing, f"{ns.id}: iptables rules ({why})")
+        return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"rules not collected: {why}")]
+    ways = [skb]
+    for op in ns.plan(family, hook):
+        ways = [after for way in ways for after in (_apply(ns, way, hook, op) if way.end is None else (way,))]
+    return ways
+
+
+def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
+    match op.kind:
+        case OpKind.TRACK:
+            track(ns, skb)
+            return [skb]
+        case OpKind.CONFIRM:
+            _confirm(ns, skb)
+            return [skb]
+        case OpKind.NAT:
+            return _nat(ns, skb, hook, op.tables)
+        case OpKind.NATIVE:
+            return [_unknown_native(ns, skb, hook, op)]
+        case OpKind.TABLE:
+            return _filter(ns, skb, hook, op.tables[0])
+
+
+def _unknown_native(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> Skb:
+    assert op.native is not None
+    table, chain, policy = op.native
+    place = Place(
+        netns=ns.id, stage=Stage.NETFILTER, backend="nft", hook=hook, table=f"{table.family} {table.name}", chain=chain
+    )
+    if not _has_rules(table, chain):
+        return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, f"policy {policy} of an empty chain")
+    what = f"{ns.id}: native nftables rules of table {table.family} {table.name}, chain {chain}"
+    skb.missing = (*skb.missing, what)
+    return skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "native nftables rules are not evaluated yet")
+
+
+def _view(ns: Namespace, skb: Skb) -> ConnectionView:
+    conn = skb.connection(ns.id)
+    if conn is None:
+        return ConnectionView()
+    return ConnectionView(
+        original=conn.original, reply=conn.reply, is_reply=skb.is_reply, status=conn.status(), mark=conn.mark
+    )
+
+
+def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
+    return HookContext(
+        netns=ns.id,
+        hook=hook,
+        packet=skb.packet,
+        facts=ns,
+        in_dev="" if hook in (Hook.OUTPUT, Hook.POSTROUTING) else skb.in_dev,
+        out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.out_dev,
+        phys_in=skb.phys_in,
+        phys_out=skb.phys_out,
+        connection=_view(ns, skb),
+        local_uid=0 if skb.local else None,
+        mac=skb.src_mac,
+    )
+
+
+def _ways(skb: Skb, results: tuple[TableResult, ...]) -> list[tuple[Skb, TableResult]]:
+    alone = len(results) == 1
+    pairs = [(skb if alone else skb.clone(), result) for result in results]
+    for way, result in pairs:
+        way.probability *= result.probability
+        way.record(result.steps)
+        way.packet = result.packet
+        if result.missing:
+            way.missing = (*way.missing, *result.missing)
+    return pairs
+
+
+def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> list[Skb]:
+    before = skb.packet
+    done = []
+    for way, result in _ways(skb, table.evaluate(_context(ns, skb, hook))):
+        if result.verdict != Verdict.ACCEPT:
+            done.append(_refuse(ns, way, hook, result))
+            continue
+        if result.notrack:
+            way.untracked = True
+            way.packet = way.packet.with_(ct_state=CtState.UNTRACKED)
+        if result.zone is not None:
+            way.zone = result.zone
+        if result.connmark is not None and way.conn >= 0:
+            conn = replace(way.flow[ns.id][way.conn], mark=result.connmark)
+            way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, conn)
+        if hook == Hook.OUTPUT and table.name == "mangle" and way.packet.mark != before.mark:
+            reroute(ns, way)
+        done.append(way)
+    return done
+
+
+def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
+    place = result.steps[-1].place if result.steps else Place(netns=ns.id, stage=Stage.NETFILTER, hook=hook)
+    if result.verdict == Verdict.DROP:
+        return dropped_at(skb, hook, place, "dropped by this rule" if place.rule else "dropped by the chain's policy")
+    if result.verdict == Verdict.REJECT:
+        return _reject(ns, skb, hook, place, result.reject)
+    return skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "; ".join(result.missing))
+
+
+def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
+    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
+    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP and not skb.packet.is_icmp_error:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)
+    return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, detail)
+
+
+def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb:
+    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        return skb.finish(
+            Outcome.UNREACHABLE, Reason.NETFILTER_REJECT, place, f"rejected with {kind}", action="reject", error=error
+        )
+    if kind == "tcp-reset":
+        answer = icmp.reset_for(skb.packet)
+        refused = True
+        translatable = False
+    else:
+        default = icmp.PORT_UNREACH
+        answer = icmp.error_about(
+            ns,
+            skb.packet,
+            icmp.REJECT_WITH.get(kind, default),
+            to_local=hook == Hook.INPUT or skb.local,
+            in_dev=skb.in_dev,
+        )
+        refused = icmp.REJECT_WITH.get(kind, default) == icmp.PORT_UNREACH
+        translatable = True
+    if answer is None:
+        return skb.finish(
+            Outcome.DROPPED, Reason.NETFILTER_REJECT, place, "rejected without an answer", action="reject"
+        )
+    return skb.finish(
+        Outcome.REFUSED if refused else Outcome.UNREACHABLE,
+        Reason.NETFILTER_REJECT,
+        place,
+        f"rejected with {kind or 'icmp-port-unreachable'}",
+        action="reject",
+        response=Response(packet=answer, conn=skb.conn, translatable=translatable),
+    )
+
+
+# --- conntrack -------------------------------------------------------------------------------------------------------
+
+
+def track(ns: Namespace, skb: Skb) -> None:
+    """Attach the packet to its connection (nf_conntrack_in): sets `conn`, `is_reply` and the packet's ct_state."""
+    if skb.untracked or skb.conn >= 0:  # NOTRACK, or seen before (over lo, or made in answer to a tracked packet)
+        return
+    packet = skb.packet
+    if packet.inner is not None:
+        hit = conntrack.find_quoted(skb.flow, ns.id, packet.inner, skb.zone)
+        if hit is None:
+            skb.packet = packet.with_(ct_state=CtState.INVALID)
+            return
+        skb.conn, skb.is_reply = hit
+        skb.packet = packet.with_(ct_state=CtState.RELATED)
+        return
+    hit = conntrack.find(skb.flow, ns.id, packet, skb.zone)
+    if hit is None:
+        conn = ns.known.find(packet, skb.zone)
+        if conn is None:
+            loose = bool(ns.sysctl("net/netfilter/nf_conntrack_tcp_loose", 1))
+            if not conntrack.starts_connection(packet, loose=loose):
+                skb.packet = packet.with_(ct_state=CtState.INVALID)
+                return
+            conn = conntrack.new_conn(packet, skb.zone)
+        else:
+            skb.step(
+                ns.place(Stage.CONNTRACK, key=str(packet)), "established", "an old conntrack entry knows this flow"
+            )
+        skb.conn = len(skb.flow.get(ns.id, ()))
+        skb.is_reply = bool(conntrack.direction(conn, packet))
+        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
+    else:
+        skb.conn, skb.is_reply = hit
+        conn = skb.flow[ns.id][skb.conn]
+        if packet.protocol == Protocol.TCP and not skb.is_reply and packet.tcp_flags == TcpFlags.SYN_ACK:
+            skb.packet = packet.with_(ct_state=CtState.INVALID)
+            skb.conn = -1
+            return
+        if skb.is_reply and not conn.seen_reply:
+            conn = replace(conn, seen_reply=True)
+            skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
+    skb.packet = packet.with_(ct_state=conntrack.state_of(conn, skb.is_reply))
+
+
+def _confirm(ns: Namespace, skb: Skb) -> None:
+    conn = skb.connection(ns.id)
+    if conn is not None and not conn.confirmed and not skb.is_reply:
+        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, replace(conn, confirmed=True))
+        skb.redraw = False
+
+
+# --- NAT -------------------------------------------------------------------------------------------------------------
+
+
+def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
+    conn = skb.connection(ns.id)
+    if conn is None or skb.untracked or not skb.translatable:
+        return [skb]
+    source = hook in _NAT_SOURCE
+    if skb.packet.inner is not None:
+        skb.packet = conntrack.translate_error(skb.packet, conn, skb.is_reply, source=source)
+        return [skb]
+    done = conn.src_done if source else conn.dst_done
+    ways = [skb]
+    if not done and not skb.is_reply:
+        ways = _consult(ns, skb, hook, tables, source=source)
+    for way in ways:
+        if way.end is None:
+            _rewrite(ns, way, hook, source=source)
+    return ways
+
+
+def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, source: bool) -> list[Skb]:
+    """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding."""
+    undecided, decided = [skb], []
+    for table in tables:
+        still = []
+        for way in undecided:
+            results = table.evaluate(_context(ns, way, hook))
+            for after, result in _ways(way, results):
+                if len(results) > 1:
+                    after.redraw = True
+                if result.verdict != Verdict.ACCEPT:
+                    decided.append(_refuse(ns, after, hook, result))
+                elif result.nat is None:
+                    still.append(after)
+                else:
+                    decided.append(_set_up(ns, after, hook, result.nat, result))
+        undecided = still
+    for way in undecided:
+        conn = way.flow[ns.id][way.conn]
+        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
+        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
+    return decided + undecided
+
+
+def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: TableResult) -> Skb:
+    conn = skb.flow[ns.id][skb.conn]
+    packet = skb.packet
+    match action.kind:
+        case NatKind.MASQUERADE:
+            src = select_source(ns.state.interfaces, skb.out_dev, skb.next_hop or packet.dst, "global")
+            if src is None:
+                place = result.steps[-1].place
+                return skb.finish(
+                    Outcome.DROPPED,
+                    Reason.MASQUERADE_NO_ADDRESS,
+                    place,
+                    f"{skb.out_dev} has no address to masquerade with",
+                )
+            conn = conntrack.set_up_source(conn, src, _port(action, conn.reply.dport))
+        case NatKind.SNAT:
+            conn = conntrack.set_up_source(conn, _address(action, packet.src), _port(action, conn.reply.dport))
+        case NatKind.DNAT:
+            conn = conntrack.set_up_destination(conn, _address(action, packet.dst), _port(action, conn.reply.sport))
+        case NatKind.REDIRECT:
+            target = _redirect_to(ns, skb, hook)
+            conn = conntrack.set_up_destination(conn, target, _port(action, conn.reply.sport))
+        case NatKind.NETMAP:
+            if hook in _NAT_SOURCE:
+                conn = conntrack.set_up_source(conn, _netmap(action, packet.src), conn.reply.dport)
+            else:
+                conn = conntrack.set_up_destination(conn, _netmap(action, packet.dst), conn.reply.sport)
+    skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
+    return skb
+
+
+def _address(action: NatAction, current: Ip) -> Ip:
+    return action.addresses[0][0] if action.addresses else current
+
+
+def _port(action: NatAction, current: int) -> int:
+    return action.ports[0] if action.ports else current
+
+
+def _netmap(action: NatAction, current: Ip) -> Ip:
+    first, last = (ip_int(ip) for ip in action.addresses[0])
+    number = first | (ip_int(current) & (first ^ last))
+    return Ip(str(IPv6Address(number) if ":" in current else IPv4Address(number)))
+
+
+def _redirect_to(ns: Namespace, skb: Skb, hook: Hook) -> Ip:
+    """nf_nat_redirect: the loopback address for local packets, else the first address of the input device."""
+    v6 = skb.packet.version == 6
+    if hook == Hook.OUTPUT:
+        return Ip("::1" if v6 else "127.0.0.1")
+    link = ns.links.get(skb.in_dev)
+    own = [address.ip for address in link.addresses if (":" in address.ip) == v6] if link else []
+    return own[0] if own else skb.packet.dst
+
+
+def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> None:
+    conn = skb.flow[ns.id][skb.conn]
+    before = skb.packet
+    after = conntrack.translate(before, conn, skb.is_reply, source=source)
+    if after == before:
+        return
+    skb.packet = after
+    what = "snat" if source else "dnat"
+    skb.step(ns.place(Stage.CONNTRACK, key=hook), f"un-{what}" if skb.is_reply else what, f"{before} -> {after}")
+    if hook == Hook.OUTPUT and after.dst != before.dst:
+        reroute(ns, skb)
+
+
+def reroute(ns: Namespace, skb: Skb) -> None:
+    """Look the route up again after OUTPUT changed what it hangs on (ip_route_me_harder, net/ipv4/netfilter.c)."""
+    packet = skb.packet
+    router = ns.routers[packet.version]
+    src = packet.src if ns.is_local(packet.src) else None
+    found = router.lookup(replace(FlowKey.of(packet), src=src), ignore_linkdown=ns.ignore_linkdown)
+    place = ns.place(Stage.ROUTE, key=packet.dst)
+    if found is None or found.errno or not found.legs:
+        detail = f"no route to {packet.dst} after NAT"
+        if packet.protocol == Protocol.TCP or skb.originated:
+            skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)
+        else:
+            errno = found.errno if found and found.errno else "ENETUNREACH"
+            skb.finish(
+                Outcome.UNREACHABLE,
+                Reason.IP_INNOROUTES,
+                place,
+                detail,
+                error=IcmpError(type=-1, code=0, local=True, errno=errno),
+            )
+        return
+    skb.found = found
+    skb.leg = found.legs[0]
+    skb.local_route = found.type == "local"
+    skb.out_dev = "lo" if skb.local_route else skb.leg.dev
+    skb.next_hop = skb.leg.nexthop.via or packet.dst
+    if packet.src.startswith("127.") and skb.out_dev != "lo" and not ns.either("route_localnet", skb.out_dev):
+        key = f"net/ipv4/conf/{skb.out_dev}/route_localnet"
+        skb.finish(
+            Outcome.DROPPED,
+            Reason.IP_LOCALNET,
+            ns.place(Stage.SYSCTL, dev=skb.out_dev, key=key),
+            "a 127.0.0.0/8 source may not leave (route_localnet=0)",
+        )

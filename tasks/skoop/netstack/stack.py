@@ -1,0 +1,142 @@
+"""The simulator's face: a packet goes into one namespace, every way it can take there comes out.
+
+`send` starts at a local socket, `receive` at a device, `respond` with an answer that the kernel itself makes. The stages stand in
+one table; each takes the packet one function further. The walk is bounded in functions and in ways.
+"""
+
+from collections.abc import Callable, Mapping
+
+from tasks.skoop.model.packet import CtState, Frame, Packet
+from tasks.skoop.model.trace import Outcome, Reason, Stage
+from tasks.skoop.netstack import bridge, ip, neighbour, tunnel
+from tasks.skoop.netstack.conntrack import Flow
+from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
+
+MAX_WAYS = 4096
+"""Ways of one packet through one namespace that are followed; past that the rest is `unknown`."""
+
+# Kinds of device by which a frame leaves the namespace as it is.
+_CARRIES_FRAMES = {"", "veth", "bond", "team", "vlan"}
+
+
+def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Hand the frame to the device (dev_queue_xmit and the drivers' ndo_start_xmit)."""
+    link = ns.links[skb.out_dev]
+    place = ns.place(Stage.LINK, dev=link.name)
+    if not link.up:
+        return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{link.name} is down")]
+    if link.name == "lo":
+        skb.in_dev, skb.out_dev, skb.dst_mac = "lo", "", ""
+        skb.at = At.IP_RCV
+        return [skb]
+    match link.kind:
+        case "bridge":
+            skb.at = At.BR_DEV_XMIT
+        case "vxlan":
+            skb.at = At.VXLAN_XMIT
+        case kind if kind in _CARRIES_FRAMES:
+            packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
+            skb.step(place, "send", link.name)
+            frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac)  # type: ignore[arg-type]  # MACs by construction
+            skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
+        case kind:
+            skb.missing = (*skb.missing, f"{ns.id}: {kind} device {link.name}")
+            return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{kind} devices are not simulated")]
+    return [skb]
+
+
+STAGES: Mapping[At, Callable[[Namespace, Skb], list[Skb]]] = {
+    At.IP_RCV: ip.ip_rcv,
+    At.IP_RCV_FINISH: ip.ip_rcv_finish,
+    At.IP_LOCAL_DELIVER: ip.ip_local_deliver,
+    At.IP_FORWARD: ip.ip_forward,
+    At.IP_LOCAL_OUT: ip.ip_local_out,
+    At.IP_OUTPUT: ip.ip_output,
+    At.NEIGH_OUTPUT: neighbour.neigh_output,
+    At.DEV_XMIT: dev_xmit,
+    At.BR_HANDLE_FRAME: bridge.br_handle_frame,
+    At.BR_FRAME_FINISH: bridge.br_frame_finish,
+    At.BR_DEV_XMIT: bridge.br_dev_xmit,
+    At.VXLAN_XMIT: tunnel.vxlan_xmit,
+}
+
+
+def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
+    """Take packets through the stages until each has ended or left."""
+    todo = list(reversed(start))
+    done: list[Exit] = []
+    while todo:
+        skb = todo.pop()
+        if skb.end is not None or skb.emit is not None:
+            done.append(skb.exit())
+            continue
+        skb.budget -= 1
+        if skb.budget <= 0:
+            place = ns.place(Stage.ROUTE, key="loop")
+            done.append(skb.finish(Outcome.LOOPED, Reason.LOOP, place, "goes round inside this host").exit())
+            continue
+        if len(todo) + len(done) > MAX_WAYS:
+            skb.missing = (*skb.missing, f"{ns.id}: more than {MAX_WAYS} ways")
+            place = ns.place(Stage.NETFILTER, key="ways")
+            done.append(skb.finish(Outcome.UNKNOWN, Reason.BOUND, place, "too many ways to follow").exit())
+            continue
+        todo.extend(reversed(STAGES[skb.at](ns, skb)))
+    return tuple(done)
+
+
+def send(
+    ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False
+) -> tuple[Exit, ...]:
+    """Send a packet from a socket of this namespace.
+
+    Unless `bound`, the kernel chooses the source address. `answer`: it is not the first packet of its flow, so that the
+    socket at the other end is already there.
+    """
+    skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
+    skb.local = True
+    skb.answer = answer
+    source = ip.Source.BOUND if bound else ip.Source.CHOSEN
+    return run(ns, ip.route_output(ns, skb, oif=oif, source=source))
+
+
+def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
+    """Send what the kernel itself answers: it belongs to the connection of the packet that it answers (nf_ct_attach)."""
+    skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
+    skb.originated = True
+    skb.answer = True
+    skb.translatable = response.translatable
+    if response.related and response.conn >= 0:
+        skb.conn, skb.is_reply = response.conn, True
+        skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
+    source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
+    return run(ns, ip.route_output(ns, skb, source=source))
+
+
+def receive(
+    ns: Namespace, dev: str, frame: Frame, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+) -> tuple[Exit, ...]:
+    """Receive a frame on a device; `path_mtu` and `overhead` are what its way so far has left of it (Exit)."""
+    skb = Skb(frame.packet, flow, at=At.IP_RCV)
+    skb.path_mtu, skb.overhead = path_mtu, overhead
+    skb.in_dev = dev
+    skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
+    skb.answer = answer
+    link = ns.links.get(dev)
+    if link is None:
+        place = ns.place(Stage.LINK, dev=dev)
+        skb.missing = (f"{ns.id}: link {dev}",)
+        return (skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"no such link: {dev}").exit(),)
+    place = ns.place(Stage.LINK, dev=dev)
+    skb.step(place, "recv", dev)
+    if not link.up:
+        return (skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{dev} is down").exit(),)
+    if frame.packet.length > link.mtu + 4 and dev != "lo":  # is_skb_forwardable: MTU + header + one VLAN tag
+        place = ns.place(Stage.MTU, dev=dev, key=str(link.mtu))
+        detail = f"{frame.packet.length} bytes arrive, {dev} takes {link.mtu}"
+        return (skb.finish(Outcome.DROPPED, Reason.PEER_MTU, place, detail).exit(),)
+    if dev != "lo":
+        skb.narrow(link.mtu)
+    if link.master and (master := ns.links.get(link.master)) is not None and master.kind == "bridge":
+        skb.at = At.BR_HANDLE_FRAME
+    return run(ns, [skb])

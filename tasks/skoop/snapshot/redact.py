@@ -1,0 +1,125 @@
+"""What a snapshot must not hold, taken out before it is written.
+
+Secrets and environment variables are never collected. What else could carry one is cut here: text of ConfigMaps that no
+diagnosis reads, the copy of the whole object that kubectl leaves in an annotation, annotations and settings whose name
+says credential, passwords and tokens in command lines and URLs. Names, labels and addresses stay: without them a snapshot
+says nothing. The result of a redaction is a fixed point: redacting it again changes nothing.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from tasks.skoop.model.cluster import ClusterObjects, ClusterState
+from tasks.skoop.model.state import NetNS, Socket
+
+REMOVED = "[removed]"
+
+_CREDENTIAL = re.compile(
+    r"passw(or)?d|passphrase|secret|token|api-?_?key|private-?_?key|credential|client-?_?key|key-data|bearer|psk",
+    re.IGNORECASE,
+)
+_DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration", "deprecated.daemonset.template.generation")
+_WHOLE_VALUE_BYTES = 16 << 10
+"""An annotation longer than this is not a setting that a diagnosis reads."""
+
+_KEPT_CONFIG = re.compile(
+    r"""
+      (.*/)? (net-conf\.json | cni-conf\.json | [^/]*\.conflist | subnet\.env)     # flannel, CNI
+    | (.*/)? (kube-)?proxy/(config\.conf | configz?(\.json)? | mode)              # kube-proxy
+    | (.*/)? (calico|cilium|flannel|antrea|ovn|weave|cni)[^/]*/ [^/]+              # a plugin's own settings
+    | node/[^/]+/ [^/]+
+    """,
+    re.VERBOSE,
+)
+_DROPPED_CONFIG = re.compile(r"kubeconfig|\.(key|pem|crt|p12)$", re.IGNORECASE)
+_SETTING = re.compile(
+    r"""(?P<name> ["']? [\w.\-]* (?:passw(?:or)?d|passphrase|secret|token|api-?_?key|private-?_?key|client-?_?key|key-data
+        |credential|bearer|psk) [\w.\-]* ["']? \s* [:=] \s*)
+        (?P<value> "[^"\n]*" | '[^'\n]*' | [^\s,;}\]]+ )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_OPTION = re.compile(
+    r"""(?P<name> --?[\w\-]*(?:passw(?:or)?d|passphrase|secret|token|api-?key|private-?key|credential|psk)[\w\-]* (?:=|\s+))
+        (?P<value> [^\s\-]\S* )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)(?P<user>[^/\s:@]*):(?P<password>[^/\s@]+)@", re.IGNORECASE)
+_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+
+
+def redact(state: ClusterState) -> ClusterState:
+    """Return the state without what could hold a credential; the very same object where there is nothing to remove."""
+    objects = _redact_objects(state.objects)
+    netns = {name: _redact_netns(value) for name, value in state.netns.items()}
+    if objects is state.objects and all(netns[name] is value for name, value in state.netns.items()):
+        return state
+    return replace(state, objects=objects, netns=netns)
+
+
+def _redact_objects(objects: ClusterObjects) -> ClusterObjects:
+    nodes = tuple(replace(node, annotations=_annotations(node.annotations)) for node in objects.nodes)
+    services = tuple(replace(service, annotations=_annotations(service.annotations)) for service in objects.services)
+    policies = tuple(_policy(text) for text in objects.network_policies)
+    config = {name: redact_text(text) for name, text in objects.config.items() if keeps_config(name)}
+    changed = replace(objects, nodes=nodes, services=services, network_policies=policies, config=config)
+    return objects if changed == objects else changed
+
+
+def _annotations(annotations: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: redact_text(value)
+        for name, value in annotations.items()
+        if name not in _DROPPED_ANNOTATIONS and not _CREDENTIAL.search(name) and len(value) <= _WHOLE_VALUE_BYTES
+    }
+
+
+def _policy(text: str) -> str:
+    """Return a NetworkPolicy without the parts of its metadata that no policy engine reads."""
+    try:
+        policy: dict[str, Any] = json.loads(text)
+        metadata = policy["metadata"]
+        dropped = {"managedFields"} & metadata.keys()
+        annotations = metadata.get("annotations")
+        kept = _annotations(annotations) if annotations else annotations
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text  # not what the API server gives: the policy engine says so, with the text
+    if not dropped and kept == annotations:
+        return text
+    for name in dropped:
+        del metadata[name]
+    if annotations is not None:
+        metadata["annotations"] = kept
+    return json.dumps(policy, separators=(",", ":"), ensure_ascii=False)
+
+
+def keeps_config(name: str) -> bool:
+    """Say whether a piece of configuration of that name is one that a diagnosis reads."""
+    return _KEPT_CONFIG.fullmatch(name) is not None and _DROPPED_CONFIG.search(name) is None
+
+
+def redact_text(text: str) -> str:
+    """Return settings or a command line with the values of passwords, tokens and keys replaced."""
+    text = _PEM.sub(REMOVED, text)
+    text = _URL_USER.sub(rf"\g<scheme>\g<user>:{REMOVED}@", text)
+    return _SETTING.sub(rf"\g<name>{REMOVED}", text)
+
+
+def redact_command(text: str) -> str:
+    """Return a process's command line with what follows options such as `--token` replaced."""
+    return _OPTION.sub(rf"\g<name>{REMOVED}", redact_text(text))
+
+
+def _redact_netns(netns: NetNS) -> NetNS:
+    if not any(socket.process for socket in netns.sockets):
+        return netns
+    sockets = tuple(_redact_socket(socket) for socket in netns.sockets)
+    return netns if sockets == netns.sockets else replace(netns, sockets=sockets)
+
+
+def _redact_socket(socket: Socket) -> Socket:
+    process = redact_command(socket.process)
+    return socket if process == socket.process else replace(socket, process=process)
