@@ -54,7 +54,8 @@ class StepApp:
             **config,
         )
         for name in steps:
-            self.celery.task(_task_function(execute), name=name, bind=True)
+            # Not shared: a shared task would be put into every application of this process, under the first one's function.
+            self.celery.task(_task_function(execute), name=name, bind=True, shared=False)
         self.celery.finalize()
         self._producer_lock = threading.Lock()
 
@@ -78,7 +79,7 @@ def memory_app(steps: Iterable[str], execute: Execute) -> StepApp:
     return StepApp(
         steps,
         execute,
-        broker_url="memory://",
+        broker_url="memory://localhost/",
         broker_transport=_memory_transport(),
         result_backend="cache+memory://",
         worker_prefetch_multiplier=0,

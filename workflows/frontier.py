@@ -154,7 +154,7 @@ class Frontier:
         self._tally.finished(name)
         if done.state is StepState.SKIPPED:
             self._skipped.add((name, index))
-        self._results[name, index] = msgspec.json.decode(done.result) if done.result is not None else None
+        self._results[name, index] = msgspec.json.decode(done.result)
         if self._dag.steps[name].each is None:
             self._tally.discharge()
         self._fire((name, index, False))

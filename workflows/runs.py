@@ -14,6 +14,9 @@ from msgspec.structs import replace
 FORMAT = 1
 """Version of the stored form; readers take this and every earlier one."""
 
+NO_RESULT = Raw(b"null")
+"""The result of an instance that has none (yet)."""
+
 
 class RunState(StrEnum):
     """Where a run stands."""
@@ -76,7 +79,7 @@ class StepRun(Struct, frozen=True, kw_only=True, omit_defaults=True):
     started_at: float = 0.0
     ended_at: float = 0.0
     error: StepError | None = None
-    result: Raw | None = None
+    result: Raw = NO_RESULT
     result_digest: str = ""
 
 

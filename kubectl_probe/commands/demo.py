@@ -1,4 +1,6 @@
 """placeholder"""
+
+
 def demo() -> int:
     """Demo."""
     return 0

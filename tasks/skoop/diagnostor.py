@@ -25,6 +25,8 @@ from tasks.skoop.walk import Course, follow
 TCP_TRIES = 3
 """First packets that connect() sends within the 3.6 s a patient client waits (at 0, 1 and 3 s: tcp_syn_retries, RFC 6298)."""
 _PING_BYTES = 56
+_ANSWER_BYTES = 128  # a datagram's answer is taken to be short, as DNS answers are; a SYN-ACK is shorter
+_HALF_OPEN_LOST = 0.05  # share of SYNs taken to be lost where connections stay half open and fill the SYN queue
 _DEFAULT_TTL = 64
 
 
@@ -145,7 +147,7 @@ class Diagnostor:
                 protocol=packet.protocol,
                 sport=packet.dport,
                 dport=packet.sport,
-                length=packet.length,
+                length=min(packet.length, _ANSWER_BYTES),
                 df=packet.df and packet.protocol == Protocol.TCP,
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
@@ -158,16 +160,43 @@ class Diagnostor:
                 view = View.UNKNOWN
             if back.end.outcome == Outcome.DELIVERED and back.packet.inner is not None:
                 view = View.TIMEOUT
-            results.append((_flow(course, back, view, back.end.detail), course, back))
+            outcome = _flow(course, back, view, back.end.detail)
+            if view == View.CONNECTED and packet.protocol == Protocol.TCP:
+                results += self._third(outcome, course, back)
+            else:
+                results.append((outcome, course, back))
         return results
 
-    def segment(self, course: Course, reply: Course, length: int, *, backwards: bool) -> Course | None:
-        """Walk one full-size segment of an established connection; None if that is not possible (an end is outside)."""
+    def _third(self, outcome: FlowOutcome, course: Course, back: Course) -> list[Result]:
+        """Walk the handshake's third segment. If it is lost the client is connected, but to nobody that listens.
+
+        Such connections stay half open at the server and fill its SYN queue, so that now and then a SYN is lost as well
+        (tcp_conn_request, net/ipv4/tcp_input.c).
+        """
+        ack = self.segment(course, back, 40, backwards=False, flags=TcpFlags.ACK)
+        if ack is None or ack.end.outcome in (Outcome.DELIVERED, Outcome.UNKNOWN):
+            return [(outcome, course, back)]
+        detail = f"the server never hears the client's ACK: {ack.end.detail}"
+        stalled = replace(
+            outcome,
+            probability=outcome.probability * (1 - _HALF_OPEN_LOST),
+            stalls=True,
+            data=ack.walk(),
+            detail=detail,
+            server_sees=None,
+        )
+        lost = replace(stalled, probability=outcome.probability * _HALF_OPEN_LOST, client_sees=View.TIMEOUT)
+        return [(stalled, course, back), (lost, course, back)]
+
+    def segment(
+        self, course: Course, reply: Course, length: int, *, backwards: bool, flags: TcpFlags = TcpFlags.PSH_ACK
+    ) -> Course | None:
+        """Walk a further segment of a connection that stands; None if that is not possible (its sender is outside)."""
         start = reply.last if not backwards else course.last
         if start.startswith(EXTERNAL):
             return None
         first = course.original if not backwards else _mirror(course.packet)
-        packet = first.with_(tcp_flags=TcpFlags.PSH_ACK, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
+        packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
         passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
@@ -237,7 +266,7 @@ def _with_data(
     diagnostor: Diagnostor, question: Question, outcome: FlowOutcome, forward: Course, reply: Course | None
 ) -> FlowOutcome:
     """Send full-size segments both ways over a connection that stands, if the question has a payload."""
-    stands = outcome.client_sees == View.CONNECTED and reply is not None and question.protocol == Protocol.TCP
+    stands = outcome.client_sees == View.CONNECTED and not outcome.stalls and question.protocol == Protocol.TCP
     if not stands or not question.payload_bytes or reply is None:
         return outcome
     size = _segment_bytes(diagnostor, forward, question.payload_bytes)

@@ -168,31 +168,30 @@ class ActiveRun:
         """Write a move to the store, then make it; return those of its steps that are to be carried out."""
         moved = tuple(steps)
         self._instances.update((step.key, step) for step in moved)
-        state = self._ending() or state
-        partly = {key: (self._instances[key].step, self._instances[key].progress) for key in self._running}
-        failed = state is RunState.FAILED
         try:
-            while not self._store.append(
-                self.id,
-                Change(
-                    version=self._version + 1,
-                    at=self._clock(),
-                    steps=moved,
-                    state=state,
-                    progress=self._frontier.progress(partly),
-                    error=self._error if failed else None,
-                    failed_step=self._failed_step if failed else "",
-                ),
-            ):
+            while not self._store.append(self.id, change := self._change(moved, self._ending() or state)):
                 self._follow()
         except KubeprobeError as error:
             self.broken = error
-            state = RunState.FAILED
+            self.state = RunState.FAILED
         else:
-            self._version += 1
-        self.state = state or self.state
+            self._version = change.version
+            self.state = change.state or self.state
         self.changed.notify_all()
         return [step for step in moved if step.state is StepState.PENDING] if self._going else []
+
+    def _change(self, steps: tuple[StepRun, ...], state: RunState | None) -> Change:
+        partly = {key: (self._instances[key].step, self._instances[key].progress) for key in self._running}
+        failed = state is RunState.FAILED
+        return Change(
+            version=self._version + 1,
+            at=self._clock(),
+            steps=steps,
+            state=state,
+            progress=self._frontier.progress(partly),
+            error=self._error if failed else None,
+            failed_step=self._failed_step if failed else "",
+        )
 
     def _follow(self) -> None:
         """Take in what somebody else wrote into the record: all that others may do to a run that goes on is to cancel it."""

@@ -145,9 +145,8 @@ class LocalEngine:
             case RunState.RUNNING:
                 raise RunNotEnded(run_id, run.state)
         dag = self._dag_of(run)
-        result = run.steps[dag.result].result
         model: type[Message] = dag.steps[dag.result].spec.result
-        return model.model_validate_json(bytes(result or b"null"))
+        return model.model_validate_json(bytes(run.steps[dag.result].result))
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run; see Engine."""

@@ -54,7 +54,9 @@ def _forked(request: Request, processes: dict[int, list[int]]) -> msgspec.Raw:
         data = pipe.read()
     _, waited = os.waitpid(pid, 0)
     if os.WIFSIGNALED(waited) or not data:
-        end = f"signal {os.WTERMSIG(waited)}" if os.WIFSIGNALED(waited) else f"status {os.waitstatus_to_exitcode(waited)}"
+        end = (
+            f"signal {os.WTERMSIG(waited)}" if os.WIFSIGNALED(waited) else f"status {os.waitstatus_to_exitcode(waited)}"
+        )
         data = msgspec.msgpack.encode(Answer(id=request.place.id, error=f"the collecting process ended with {end}"))
     return msgspec.Raw(data)
 
@@ -69,8 +71,6 @@ def _work(request: Request, processes: dict[int, list[int]], pipe: BinaryIO) -> 
     with without_gc():
         netns = collect_namespace(request, processes.get(OWN_NETNS.stat().st_ino, ()))
         pipe.write(msgspec.msgpack.encode(Answer(id=request.place.id, netns=netns)))
-
-
 
 
 if __name__ == "__main__":

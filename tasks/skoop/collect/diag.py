@@ -27,10 +27,14 @@ STATES = {TCP_LISTEN: "LISTEN", TCP_CLOSE: "UNCONN", TCP_ESTABLISHED: "ESTAB"}
 MAPPED = "::ffff:"
 
 
-def read_sockets(messages: Iterable[tuple[Protocol, Any]], names: Mapping[int, str], owners: Mapping[int, str]) -> tuple[Socket, ...]:
+def read_sockets(
+    messages: Iterable[tuple[Protocol, Any]], names: Mapping[int, str], owners: Mapping[int, str]
+) -> tuple[Socket, ...]:
     """Return the sockets of (protocol, message of inet_diag), sorted; `owners` maps an inode to a program's name."""
     found = [_socket(protocol, message, names, owners) for protocol, message in messages]
-    return tuple(sorted(found, key=lambda one: (one.protocol, one.port, one.ip, one.dev or "", one.peer or "", one.peer_port)))
+    return tuple(
+        sorted(found, key=lambda one: (one.protocol, one.port, one.ip, one.dev or "", one.peer or "", one.peer_port))
+    )
 
 
 def _socket(protocol: Protocol, message: Any, names: Mapping[int, str], owners: Mapping[int, str]) -> Socket:  # noqa: ANN401
@@ -89,7 +93,7 @@ def socket_owners(pids: Sequence[int]) -> dict[int, str]:
         try:
             with open(f"/proc/{pid}/comm") as file:  # noqa: PTH123 -- thousands of these; Path costs more than the read
                 name = file.read().strip()
-            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]  # noqa: PTH115, PTH208
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]  # noqa: PTH115
         except OSError:
             continue  # gone meanwhile, or not ours to see: the socket is listed without a name
         for link in links:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from tasks.skoop.bulk import without_gc
 from tasks.skoop.collect.netns_dumps import NetnsDump, load_netns
 from tasks.skoop.collect.wiring import wire
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState, NodeMeta, PodMeta
@@ -30,6 +31,11 @@ def load_dumps(folder: Path) -> ClusterState:
 
     Raises ParseError for a folder without dumps, and for a dump that is cut short or broken, naming the file.
     """
+    with without_gc():
+        return _load(folder)
+
+
+def _load(folder: Path) -> ClusterState:
     if not folder.is_dir():
         raise ParseError(str(folder), 0, 0, "no such folder", ADVICE)
     objects = _objects(folder / "k8s")

@@ -22,7 +22,16 @@ from tasks.skoop.collect.settings import read_settings
 from tasks.skoop.collect.tools import find_tool, run_tool
 from tasks.skoop.errors import KubeprobeError
 from tasks.skoop.model.packet import Protocol
-from tasks.skoop.model.state import ConntrackEntry, Interface, Missing, Neighbour, NetNS, RouteException, Section, Socket
+from tasks.skoop.model.state import (
+    ConntrackEntry,
+    Interface,
+    Missing,
+    Neighbour,
+    NetNS,
+    RouteException,
+    Section,
+    Socket,
+)
 from tasks.skoop.parse.conntrack import parse_conntrack
 from tasks.skoop.parse.neighbours import parse_neighbours
 from tasks.skoop.parse.routes import parse_exceptions
@@ -76,12 +85,16 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
         both = (AF_INET, AF_INET6)
         routes = gaps.attempt(
             Section.ROUTES,
-            lambda: tuple(one for family in both for one in rtroutes.read_routes(_dump(netlink.get_routes, family=family), names)),
+            lambda: tuple(
+                one for family in both for one in rtroutes.read_routes(_dump(netlink.get_routes, family=family), names)
+            ),
             (),
         )
         rules = gaps.attempt(
             Section.RULES,
-            lambda: tuple(one for family in both for one in rtroutes.read_rules(_dump(netlink.get_rules, family=family))),
+            lambda: tuple(
+                one for family in both for one in rtroutes.read_rules(_dump(netlink.get_rules, family=family))
+            ),
             (),
         )
         neighbours = gaps.attempt(Section.NEIGHBOURS, lambda: _neighbours(netlink, names), ())
@@ -177,7 +190,9 @@ def _exceptions() -> tuple[RouteException, ...]:
     return tuple(
         one
         for family in ("-4", "-6")
-        for one in parse_exceptions(run_tool(["ip", "-j", family, "route", "show", "cache"]), f"ip {family} route show cache")
+        for one in parse_exceptions(
+            run_tool(["ip", "-j", family, "route", "show", "cache"]), f"ip {family} route show cache"
+        )
     )
 
 

@@ -38,9 +38,7 @@ class _Tables(msgspec.Struct):
     nftables: list[dict[str, msgspec.Raw]]
 
 
-def read_packet_filter(
-    missing_iptables: Note, missing_nft: Note
-) -> tuple[tuple[XTable, ...], tuple[NftTable, ...]]:
+def read_packet_filter(missing_iptables: Note, missing_nft: Note) -> tuple[tuple[XTable, ...], tuple[NftTable, ...]]:
     """Return the iptables tables of both back ends and families, and the native nftables tables.
 
     What could not be read is told to `missing_iptables` and `missing_nft`, and the rest is returned.
@@ -60,7 +58,9 @@ def read_packet_filter(
         if (FAMILIES.get(table.family, 0), table.name) in owned:
             continue
         try:
-            native += parse_nft(run_tool(["nft", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}")
+            native += parse_nft(
+                run_tool(["nft", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
+            )
         except (ToolFailed, ParseError) as error:
             missing_nft(str(error))
     return tuple(xtables), without_iptables(native, xtables)

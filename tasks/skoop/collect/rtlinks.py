@@ -66,7 +66,9 @@ def _interface(message: Any, row: Attributes, names: Mapping[int, str], addresse
         addresses=addresses,
         vxlan=_vxlan(data, names) if kind == "vxlan" else None,
         bridge=_bridge(data) if kind == "bridge" else None,
-        port=_port(attributes(info.get("IFLA_INFO_SLAVE_DATA"))) if info.get("IFLA_INFO_SLAVE_KIND") == "bridge" else None,
+        port=_port(attributes(info.get("IFLA_INFO_SLAVE_DATA")))
+        if info.get("IFLA_INFO_SLAVE_KIND") == "bridge"
+        else None,
         vlan_id=data.get("IFLA_VLAN_ID") if kind == "vlan" else None,
         tunnel_local=_end(data, "LOCAL") if kind in TUNNELS else None,
         tunnel_remote=_end(data, "REMOTE") if kind in TUNNELS else None,

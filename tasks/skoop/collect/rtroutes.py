@@ -54,7 +54,9 @@ class UnresolvedNexthop(KubeprobeError):
 
     def __init__(self, dst: str) -> None:
         self.dst = dst
-        super().__init__(f"the route to {dst} names a nexthop object only; set net.ipv4.nexthop_compat_mode=1 and collect anew")
+        super().__init__(
+            f"the route to {dst} names a nexthop object only; set net.ipv4.nexthop_compat_mode=1 and collect anew"
+        )
 
 
 def read_routes(messages: Iterable[Any], names: Names) -> tuple[Route, ...]:
@@ -89,9 +91,7 @@ def _route(message: Any, names: Names) -> Route:  # noqa: ANN401
 def _nexthops(message: Any, row: Mapping[str, Any], names: Names) -> tuple[NextHop, ...]:  # noqa: ANN401
     legs = row.get("RTA_MULTIPATH")
     if legs:
-        return tuple(
-            _nexthop(attributes(leg), leg["oif"], leg["flags"], names, weight=leg["hops"] + 1) for leg in legs
-        )
+        return tuple(_nexthop(attributes(leg), leg["oif"], leg["flags"], names, weight=leg["hops"] + 1) for leg in legs)
     if row.get("RTA_OIF") is None and row.get("RTA_GATEWAY") is None and row.get("RTA_VIA") is None:
         return ()
     return (_nexthop(row, row.get("RTA_OIF"), message["flags"], names),)
@@ -193,7 +193,9 @@ def _is_made_up(entry: Neighbour) -> bool:
 def read_fdb(messages: Iterable[Any], names: Names) -> tuple[FdbEntry, ...]:
     """Return the forwarding entries of bridges and devices of RTM_GETNEIGH (AF_BRIDGE), by interface and address."""
     found = (_fdb_entry(message, names) for message in messages)
-    return tuple(sorted(found, key=lambda entry: (entry.dev, entry.mac, entry.dst or "", entry.master or "", entry.vlan or 0)))
+    return tuple(
+        sorted(found, key=lambda entry: (entry.dev, entry.mac, entry.dst or "", entry.master or "", entry.vlan or 0))
+    )
 
 
 def _fdb_entry(message: Any, names: Names) -> FdbEntry:  # noqa: ANN401

@@ -29,8 +29,8 @@ class Conn(Struct, frozen=True, kw_only=True):
     dst_done: bool = False
     seen_reply: bool = False
     confirmed: bool = False
-    redrawable: bool = False
-    """A random choice was made for it: a retried first packet would choose anew unless the entry was confirmed."""
+    syn_sent: bool = False
+    """Begun by a SYN (TCP state SYN_SENT until a reply is seen)."""
 
     def status(self) -> frozenset[str]:
         """Return what `--ctstatus` and the virtual states DNAT and SNAT look at."""
@@ -115,7 +115,20 @@ def starts_connection(packet: Packet, *, loose: bool) -> bool:
 def new_conn(packet: Packet, zone: int) -> Conn:
     """Return the connection that a first packet begins, not yet confirmed."""
     flow = tuple_of(packet)
-    return Conn(protocol=packet.protocol, original=flow, reply=inverted(flow), zone=zone)
+    syn = packet.tcp_flags == TcpFlags.SYN
+    return Conn(protocol=packet.protocol, original=flow, reply=inverted(flow), zone=zone, syn_sent=syn)
+
+
+def out_of_state(conn: Conn, packet: Packet, is_reply: bool) -> bool:
+    """Say whether TCP tracking calls the segment INVALID (the table tcp_conntracks, nf_conntrack_proto_tcp.c).
+
+    An ACK from the client before any SYN-ACK was seen, and a SYN-ACK from the client's side.
+    """
+    if packet.protocol != Protocol.TCP or is_reply:
+        return False
+    if packet.tcp_flags == TcpFlags.SYN_ACK:
+        return True
+    return conn.syn_sent and not conn.seen_reply and packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK)
 
 
 def direction(conn: Conn, packet: Packet) -> bool | None:

@@ -386,23 +386,17 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
     router = ns.routers[packet.version]
     key = FlowKey.of(packet, oif=oif)
     found = router.lookup(key if bound else replace(key, src=None), ignore_linkdown=ns.ignore_linkdown)
-    if (
-        found is not None
-        and source == Source.CHOSEN
-        and not found.errno
-        and packet.protocol == Protocol.TCP
-        and router.custom_rules
-    ):
-        again = router.lookup(
-            replace(key, src=_source(ns, found, found.legs[0], packet.dst)), ignore_linkdown=ns.ignore_linkdown
-        )
-        found = again or found  # connect() looks up again with the chosen source (KERNEL.md 4.2)
+    chosen: Ip | None = None if source == Source.CHOSEN else packet.src
+    if found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:
+        # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
+        chosen = _source(ns, found, found.legs[0], packet.dst)
+        found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno or not found.legs:
         return [_local_failure(ns, skb, found)]
     ways = []
     for leg in found.legs:
         way = skb if len(found.legs) == 1 else skb.clone()
-        src = _source(ns, found, leg, packet.dst) if source == Source.CHOSEN else packet.src
+        src = chosen or _source(ns, found, leg, packet.dst)
         if src is None:
             error = IcmpError(type=-1, code=0, local=True, errno="EADDRNOTAVAIL")
             place = ns.place(Stage.ROUTE, dev=leg.dev, key=packet.dst)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, ip_int
-from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
+from tasks.skoop.model.packet import CtState, Protocol
 from tasks.skoop.model.state import NftTable, Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack, icmp
@@ -294,7 +294,7 @@ def track(ns: Namespace, skb: Skb) -> None:
     else:
         skb.conn, skb.is_reply = hit
         conn = skb.flow[ns.id][skb.conn]
-        if packet.protocol == Protocol.TCP and not skb.is_reply and packet.tcp_flags == TcpFlags.SYN_ACK:
+        if conntrack.out_of_state(conn, packet, skb.is_reply):
             skb.packet = packet.with_(ct_state=CtState.INVALID)
             skb.conn = -1
             return

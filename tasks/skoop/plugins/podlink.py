@@ -222,13 +222,13 @@ class PodLinks:
             )
         bridge = self._bridge_on(node.id)
         if bridge is not None:
-            yield from self._port(pod, host, node, bridge, who)
+            yield from self._port(host, node, bridge, who)
 
     def _usual_mtu(self, node: NetnsId, besides: Interface) -> int:
         mtus = [host.mtu for host in self._hosts.get(node, ()) if host.name != besides.name] or [besides.mtu]
         return max(sorted(set(mtus)), key=mtus.count)
 
-    def _port(self, pod: PodMeta, host: Interface, node: NetNS, bridge: str, who: str) -> Iterator[Suspicion]:
+    def _port(self, host: Interface, node: NetNS, bridge: str, who: str) -> Iterator[Suspicion]:
         place = Place(netns=node.id, stage=Stage.BRIDGE, dev=host.name, key=host.name)
         hairpin = True if self._hairpin_is_usual else None
         if host.master is None:

@@ -161,7 +161,8 @@ def _write_walk(writer: "_Writer", walk: Walk) -> None:
             case LineKind.NETNS:
                 writer.line(f"  {writer.paint(netns_words(line.left), _Paint.CYAN)}")
             case LineKind.STEP:
-                writer.columns("    ", line.left, line.right)
+                packet = writer.paint(f"[{line.packet}]", _Paint.DIM) if line.packet else ""
+                writer.columns("    ", line.left, "  ".join(filter(None, (line.right, packet))))
             case LineKind.GOOD_END:
                 writer.columns(f"  {writer.paint('✓', _Paint.GREEN)} ", line.left, line.right)
             case LineKind.BAD_END:
@@ -231,7 +232,7 @@ def _write_remedy(writer: "_Writer", suspicion: Suspicion) -> None:
 def _write_mtu(writer: "_Writer", diagnosis: Diagnosis) -> None:
     mtu = diagnosis.mtu
     ways = [f"{size} bytes {way}" for size, way in ((mtu.forward, "there"), (mtu.reply, "back")) if size]
-    if ways:
+    if ways and judge(diagnosis) in (Judgement.WORKS, Judgement.STALLS):
         writer.heading("Largest packet that gets through")
         writer.line("  " + ", ".join(ways))
 
