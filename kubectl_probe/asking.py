@@ -5,7 +5,7 @@ What `diagnose` and `submit diagnose` share: options become pairs, answers becom
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kubectl_probe.errors import OptionsClash
 from kubectl_probe.exits import ExitStatus
@@ -39,10 +39,20 @@ def pairs_from(file: Path | None, src: str, dst: str, family: Family | None, **r
     from tasks.skoop.specs import Pair
 
     try:
-        return (Pair(src=src, dst=dst, family=int(family or 0), **rest),)
+        return (Pair(src=src, dst=dst, family=_family(family), **rest),)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise OptionsClash(f"{first['loc'][0]}: {first['msg']}", "correct it") from error
+
+
+def _family(family: Family | None) -> Literal[0, 4, 6]:
+    match family:
+        case None:
+            return 0
+        case Family.IPV4:
+            return 4
+        case Family.IPV6:
+            return 6
 
 
 def print_result(result: "DiagnoseResult", output: Format, depth: "Depth") -> ExitStatus:

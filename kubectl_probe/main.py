@@ -52,7 +52,7 @@ def _run(words: list[str]) -> int:
 
     command = typer.main.get_command(app)
     try:
-        with command.make_context(PROGRAM, words) as context:
+        with command.make_context(PROGRAM, list(words)) as context:
             result = command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

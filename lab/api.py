@@ -78,23 +78,37 @@ def up(
         raise BadRequest("number of nodes", str(nodes), ("2", "3", "4"))
     if not families or not set(families) <= {4, 6}:
         raise BadRequest("families", str(tuple(families)), ("4", "6", "4 6"))
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise BadRequest("name", name)
+    folder = _folder(name)
     if reason := available():
         raise LabUnavailable(reason)
     with contextlib.suppress(NoSuchLab):
         raise LabExists(name, status(name).kind)
-    folder = labs_folder() / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
+    shutil.rmtree(folder, ignore_errors=True)  # what a lab that died left behind
     try:
+        folder.mkdir(parents=True, mode=0o700)
         pid = _start(folder, kind=kind, nodes=nodes, backend=backend, families=families)
+        info = {"name": name, "kind": kind, "backend": backend, "nodes": nodes, "families": tuple(families), "pid": pid}
+        (folder / "lab.json").write_bytes(msgspec.json.encode(info))
+        return status(name)
+    except OSError as error:
+        _clear(folder)
+        raise LabFailed("starting the lab", str(error)) from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         raise
-    info = {"name": name, "kind": kind, "backend": backend, "nodes": nodes, "families": tuple(families), "pid": pid}
-    (folder / "lab.json").write_bytes(msgspec.json.encode(info))
-    return status(name)
+
+
+def _clear(folder: Path) -> None:
+    """End what may run in a folder, and remove the folder."""
+    with contextlib.suppress(OSError, LabFailed):
+        ask(folder, {"op": "down"}, _END_S)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(name: str) -> Path:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise BadRequest("name", name)
+    return labs_folder() / name
 
 
 def _start(folder: Path, *, kind: str, nodes: int, backend: str, families: Sequence[int]) -> int:
@@ -105,7 +119,7 @@ def _start(folder: Path, *, kind: str, nodes: int, backend: str, families: Seque
         holder = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True
         )
-    assert holder.stdout is not None  # noqa: S101  (PIPE was asked for)
+    assert holder.stdout is not None
     with holder.stdout as said:
         ready, _, _ = select.select([said], [], [], _START_S)
         line = said.readline() if ready else b""
@@ -139,24 +153,24 @@ def _state(folder: Path) -> dict[str, object] | None:
 
 def status(name: str = "default") -> LabInfo:
     """Return a running lab. Raises NoSuchLab."""
-    folder = labs_folder() / name
+    folder = _folder(name)
     state = _state(folder)
     try:
         info = msgspec.json.decode((folder / "lab.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         state = None
     if state is None:
-        raise NoSuchLab(name, running() if name not in _seen_missing(name) else ())
+        raise NoSuchLab(name, running())
     more = {"folder": folder, "topology": folder / "topology.yaml", "broken": state["broken"]}
     return msgspec.convert(info | more, LabInfo, dec_hook=lambda kind, value: kind(value))
 
 
-def _seen_missing(name: str) -> tuple[str, ...]:
-    return () if labs_folder().is_dir() else (name,)
-
-
 def down(name: str = "default") -> None:
-    """End a lab and everything that it made. Raises NoSuchLab, LabFailed."""
+    """End a lab and everything that it made; of one that has died, what it left. Raises NoSuchLab, LabFailed."""
+    folder = _folder(name)
+    if folder.is_dir() and _state(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     info = status(name)
     watched = os.pidfd_open(info.pid)
     try:

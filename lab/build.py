@@ -61,7 +61,7 @@ def make_namespaces(plan: ClusterPlan) -> dict[str, Netns]:
     """Make every namespace of a plan, empty: id → namespace, in the order hosts, nodes, pods."""
     made: dict[str, Netns] = {}
     try:
-        for thing in (*plan.hosts, *plan.nodes, *plan.pods):
+        for thing in plan.machines:
             made[thing.netns] = Netns(thing.netns)
     except OSError:
         for netns in made.values():
@@ -85,23 +85,24 @@ def build(plan: ClusterPlan, spaces: dict[str, Netns], *, lock: Path) -> None:
     for node in plan.nodes:
         program(plan, node, spaces[node.netns], lock=lock)
     for netns in spaces.values():
-        _quick_neighbours(netns)
+        quick_neighbours(netns)
     wait_ready(spaces)
 
 
 def _first_sysctls(name: str, netns: Netns) -> None:
-    more = _NODE if name.startswith("node/") else _ROUTER_OFF
+    more: tuple[tuple[str, int], ...] = _NODE if name.startswith("node/") else _ROUTER_OFF
     if name == "host/fabric":
         more += _FABRIC
     with netns.inside():
         for scope in ("all", "default"):
             for key, value in _QUIET:
                 write_sysctl(key.format(scope), value)
-        for key, value in (*_EVERYWHERE, *more):
-            write_sysctl(key, value)
+        for key, setting in (*_EVERYWHERE, *more):
+            write_sysctl(key, setting)
 
 
-def _quick_neighbours(netns: Netns) -> None:
+def quick_neighbours(netns: Netns) -> None:
+    """Let a neighbour that does not answer fail after 60 ms instead of three seconds, on every interface there is now."""
     with netns.inside():
         for family in ("ipv4", "ipv6"):
             for entry in Path(f"/proc/sys/net/{family}/neigh").iterdir():

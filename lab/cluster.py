@@ -15,17 +15,19 @@ import yaml
 
 from lab.build import build, make_namespaces
 from lab.errors import BadRequest, LabFailed
+from lab.faulting import Faulting
+from lab.faults.fault import Break
 from lab.netns import Netns
 from lab.objects import all_objects
 from lab.plan import Backend, ClusterPlan, Kind, make_plan
 from lab.prober import Ask, Attempt, attempt_all
-from lab.rtnl import NetlinkError, Rtnl
+from lab.rtnl import NETLINK_NETFILTER, NetlinkError, Rtnl
 from lab.servers import Servers
+from lab.snapshot import forget_neighbours
 from lab.truth import Truth, find
 from lab.watch import Watch
 from tasks.skoop.model.trace import View
 
-NETLINK_NETFILTER = 12
 _CT_DELETE = (1 << 8) | 2
 
 
@@ -40,12 +42,18 @@ class Lab:
         backend: Backend = Backend.LEGACY,
         families: tuple[int, ...] = (4, 6),
         folder: Path | None = None,
+        enter_pid: int | None = None,
     ) -> None:
-        """Plan a lab; `up` builds it. `folder` is where the topology file goes (None: a temporary one)."""
+        """Plan a lab; `up` builds it. `folder` is where the topology file goes (None: a temporary one).
+
+        `enter_pid`: the process whose user namespace a collector must enter first, if that is not the machine's own.
+        """
         self.plan: ClusterPlan = make_plan(kind, nodes=nodes, backend=backend, families=families)
         self.spaces: dict[str, Netns] = {}
         self.servers = Servers()
         self._watch: Watch | None = None
+        self._faulting = Faulting(self)
+        self._enter_pid = enter_pid
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="kubeprobe-lab-")
         self.folder = folder or Path(self._temporary.name if self._temporary else "")
 
@@ -53,7 +61,9 @@ class Lab:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.down()
 
     @property
@@ -92,7 +102,7 @@ class Lab:
             self._temporary.cleanup()
 
     def _open_servers(self) -> None:
-        for thing in (*self.plan.hosts, *self.plan.nodes, *self.plan.pods):
+        for thing in self.plan.machines:
             for listener in thing.listeners:
                 self.servers.listen(self.spaces[thing.netns], listener, self.plan.families)
 
@@ -111,8 +121,8 @@ class Lab:
             "hosts": {host.name: where(host.netns) for host in self.plan.hosts},
             "objects": "k8s",
         }
-        if not in_first_user_namespace():
-            topology["enter"] = {"pid": pid}
+        if self._enter_pid is not None:
+            topology["enter"] = {"pid": self._enter_pid}
         self.write_objects()
         self.topology.write_text(yaml.safe_dump(topology, sort_keys=False))
 
@@ -149,10 +159,27 @@ class Lab:
         (attempt,) = self.attempt(ask)
         return find(attempt, self._watch.stop(), self.plan)
 
-    def forget(self) -> None:
-        """Flush connection tracking, cached path MTUs and learned neighbours, so that the next try starts afresh."""
+    @property
+    def broken(self) -> tuple[Break, ...]:
+        """The faults that are in now."""
+        return self._faulting.broken
+
+    def break_(self, fault: str, on: str | None = None) -> Break:
+        """Put a fault in (`on` a node or pod; default: the fault's own choice). Raises BadRequest, LabFailed."""
+        return self._faulting.put(fault, on)
+
+    def mend(self, fault: str | None = None) -> tuple[str, ...]:
+        """Take a fault out, or all; return the ids of what was mended. Raises BadRequest, LabFailed."""
+        return self._faulting.take_out(fault)
+
+    def forget(self, *, connections: bool = True) -> None:
+        """Forget learned neighbours, cached path MTUs and (unless told not to) tracked connections: the next try is the first."""
         for netns in self.spaces.values():
-            flush_conntrack(netns)
+            forget_neighbours(netns)
+            for family in ("ipv4", "ipv6"):
+                netns.sysctl(f"{family}/route/flush", 1)
+            if connections:
+                flush_conntrack(netns)
 
 
 def flush_conntrack(netns: Netns) -> None:
@@ -163,8 +190,3 @@ def flush_conntrack(netns: Netns) -> None:
         tracker.send(_CT_DELETE, bytes(4), 0, "conntrack flush")
     finally:
         tracker.close()
-
-
-def in_first_user_namespace() -> bool:
-    """Say whether this process is in the machine's first user namespace (its map covers every id)."""
-    return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.netns import Netns
+from lab.rtnl import NETLINK_NETFILTER, NetlinkError, Rtnl
 
+_NFT_GETTABLE = (10 << 8) | 1
 Counts = dict[str, int]
 _RULE = re.compile(r"\[(\d+):\d+\] -A (\S+) (.*)")
 _STOP = re.compile(r"-j (?:DROP|REJECT)\b")
@@ -50,7 +52,15 @@ def _has_legacy(six: str) -> bool:
 
 
 def _has_nft(netns: Netns) -> bool:
-    return bool(netns.run(["nft", "list", "tables"]).strip())
+    """Ask nf_tables for its tables (NFT_MSG_GETTABLE); a kernel without it has none."""
+    with netns.inside():
+        tables = Rtnl(NETLINK_NETFILTER)
+    try:
+        return any(True for _ in tables.dump(_NFT_GETTABLE, bytes(4)))
+    except NetlinkError:
+        return False
+    finally:
+        tables.close()
 
 
 def parse_counters(text: str, backend: str) -> list[RuleCount]:
@@ -72,7 +82,7 @@ def parse_counters(text: str, backend: str) -> list[RuleCount]:
     return found
 
 
-def _count(backend: str, table: str, chain: str, rule: int, text: str, packets: int, stops: bool) -> RuleCount:  # noqa: FBT001
+def _count(backend: str, table: str, chain: str, rule: int, text: str, packets: int, stops: bool) -> RuleCount:
     return RuleCount(backend=backend, table=table, chain=chain, rule=rule, text=text, packets=packets, stops=stops)
 
 

@@ -4,7 +4,7 @@ from tasks.skoop.errors import KubeprobeError, RequestError
 
 
 class LabUnavailable(KubeprobeError):
-    """This machine cannot run a lab."""
+    """No lab can run on this machine."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -36,7 +36,9 @@ class LabExists(RequestError):
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
-        super().__init__(f"a lab named {name!r} ({kind}) is running already; end it with `lab down`, or choose another name")
+        super().__init__(
+            f"a lab named {name!r} ({kind}) is running already; end it with `lab down`, or choose another name"
+        )
 
 
 class BadRequest(RequestError):

@@ -159,7 +159,9 @@ def _service_port(service: Json, cluster_ip: str, port: Json, slices: list[Json]
         external_ips=external_ips,
         lb_ips=lb_ips if spec["type"] == "LoadBalancer" else (),
         source_ranges=own_family(spec.get("loadBalancerSourceRanges") or []),
-        affinity_s=(spec.get("sessionAffinityConfig") or {}).get("clientIP", {}).get("timeoutSeconds", 10800) if sticky else 0,
+        affinity_s=(spec.get("sessionAffinityConfig") or {}).get("clientIP", {}).get("timeoutSeconds", 10800)
+        if sticky
+        else 0,
         internal_local=spec.get("internalTrafficPolicy") == "Local",
         external_local=spec.get("externalTrafficPolicy") == "Local",
         external=external,
@@ -238,7 +240,9 @@ def _fixed_rules(tables: Tables, family: int) -> None:
     forward = '-m comment --comment "kubernetes forwarding'
     tables.add("filter", "KUBE-FORWARD", "-m conntrack --ctstate INVALID -j DROP")
     tables.add("filter", "KUBE-FORWARD", f'{forward} rules" -m mark --mark {MASQUERADE_MARK} -j ACCEPT')
-    tables.add("filter", "KUBE-FORWARD", f'{forward} conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT')
+    tables.add(
+        "filter", "KUBE-FORWARD", f'{forward} conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT'
+    )
     tables.add("nat", "KUBE-MARK-MASQ", f"-j MARK --set-xmark {MASQUERADE_MARK}")
     tables.add("nat", "KUBE-POSTROUTING", f"-m mark ! --mark {MASQUERADE_MARK} -j RETURN")
     tables.add("nat", "KUBE-POSTROUTING", "-j MARK --set-xmark 0x4000/0x0")
@@ -288,7 +292,7 @@ class _Writer:
         says = f'-m comment --comment "{port.name} {comment}"'
         return f"{port.match(ip)} {says} -m {port.protocol} --dport {port.port} -j {target}"
 
-    def _entry_points(self, usable: bool, *, internal: bool, external: bool) -> None:  # noqa: FBT001
+    def _entry_points(self, usable: bool, *, internal: bool, external: bool) -> None:
         port = self.port
         filtered = "filter", "KUBE-EXTERNAL-SERVICES"
         six = "6" if ":" in port.cluster_ip else ""
@@ -321,7 +325,7 @@ class _Writer:
             accept = f"-p tcp {says} -m tcp --dport {port.health_port} -j ACCEPT"
             self.tables.add("filter", "KUBE-NODEPORTS", accept)
 
-    def _node_port(self, usable: bool, external: bool, why: str, verdict: str) -> None:  # noqa: FBT001
+    def _node_port(self, usable: bool, external: bool, why: str, verdict: str) -> None:
         port = self.port
         tail = f"-m {port.protocol} --dport {port.node_port} -j"
         if usable:

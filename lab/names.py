@@ -3,15 +3,13 @@
 from ipaddress import ip_address
 
 from lab.errors import BadRequest
-from lab.plan import ClusterPlan, HostPlan, NodePlan, PodPlan, ServicePlan, by_family
-
-_Thing = HostPlan | NodePlan | PodPlan
+from lab.plan import ClusterPlan, Machine, PodPlan, ServicePlan, by_family
 
 
-def things(plan: ClusterPlan) -> dict[str, _Thing]:
+def things(plan: ClusterPlan) -> dict[str, Machine]:
     """Return every accepted name → what it is: `pod/shop/web-1`, `shop/web-1`, `node/n1`, `n1`, `host/ext`, `ext`."""
-    found: dict[str, _Thing] = {}
-    for thing in (*plan.hosts, *plan.nodes, *plan.pods):
+    found: dict[str, Machine] = {}
+    for thing in plan.machines:
         found[thing.netns] = thing
         found[thing.key if isinstance(thing, PodPlan) else thing.name] = thing
     return found
@@ -25,7 +23,7 @@ def source_netns(plan: ClusterPlan, name: str) -> str:
     for thing in known.values():
         if name in thing.ips:
             return thing.netns
-    raise BadRequest("source", name, tuple(thing.netns for thing in dict.fromkeys(known.values())))
+    raise BadRequest("source", name, tuple(machine.netns for machine in plan.machines))
 
 
 def target_address(plan: ClusterPlan, name: str, family: int, protocol: str = "tcp") -> tuple[str, int]:

@@ -48,7 +48,12 @@ def _meta(name: str, namespace: str = "", **more: Any) -> Json:  # noqa: ANN401 
 
 def _namespace(name: str) -> Json:
     labels = {"kubernetes.io/metadata.name": name}
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": _meta(name, labels=labels), "status": {"phase": "Active"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": _meta(name, labels=labels),
+        "status": {"phase": "Active"},
+    }
 
 
 def flannel_annotations(plan: ClusterPlan, node: NodePlan) -> dict[str, str]:
@@ -115,7 +120,16 @@ def _status(ips: tuple[str, ...], host: NodePlan, *, ready: bool) -> Json:
 
 def _owner(kind: str, name: str) -> list[Json]:
     uid = _meta(name)["uid"]
-    return [{"apiVersion": "apps/v1", "blockOwnerDeletion": True, "controller": True, "kind": kind, "name": name, "uid": uid}]
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "blockOwnerDeletion": True,
+            "controller": True,
+            "kind": kind,
+            "name": name,
+            "uid": uid,
+        }
+    ]
 
 
 def _pod(plan: ClusterPlan, pod: PodPlan) -> Json:
@@ -133,7 +147,12 @@ def _pod(plan: ClusterPlan, pod: PodPlan) -> Json:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": _meta(pod.name, pod.namespace, labels=labels, ownerReferences=owner),
-        "spec": {"containers": [container], "dnsPolicy": "ClusterFirst", "nodeName": pod.node, "restartPolicy": "Always"},
+        "spec": {
+            "containers": [container],
+            "dnsPolicy": "ClusterFirst",
+            "nodeName": pod.node,
+            "restartPolicy": "Always",
+        },
         "status": _status(pod.ips, plan.node(pod.node), ready=pod.ready),
     }
 

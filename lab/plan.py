@@ -116,6 +116,10 @@ class HostPlan:
         return f"host/{self.name}"
 
 
+Machine = NodePlan | PodPlan | HostPlan
+"""Whatever has a network namespace of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortPlan:
     """A Service's port; `target` is a number or the name of a container port."""
@@ -176,6 +180,11 @@ class ClusterPlan:
     def bridge(self) -> str:
         """Name of the bridge on each node."""
         return "cni0"
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """Everything with a network namespace: hosts, nodes, pods."""
+        return (*self.hosts, *self.nodes, *self.pods)
 
     def node(self, name: str) -> NodePlan:
         """Return a node by name. Raises KeyError."""
@@ -331,11 +340,18 @@ def _services(families: tuple[int, ...]) -> tuple[ServicePlan, ...]:
     base = 10 * 256
     return (
         ServicePlan(name="kubernetes", namespace="default", number=1, ports=https, endpoints=at(10)[:1]),
-        ServicePlan(name="kube-dns", namespace="kube-system", number=10, ports=dns, selector=(("k8s-app", "kube-dns"),)),
+        ServicePlan(
+            name="kube-dns", namespace="kube-system", number=10, ports=dns, selector=(("k8s-app", "kube-dns"),)
+        ),
         ServicePlan(name="web", number=base + 1, ports=http(), selector=web),
         ServicePlan(name="web-nodeport", number=base + 2, ports=http("8080", 30080), selector=web, type="NodePort"),
         ServicePlan(
-            name="web-local", number=base + 3, ports=http("8080", 30081), selector=api, type="NodePort", external_local=True
+            name="web-local",
+            number=base + 3,
+            ports=http("8080", 30081),
+            selector=api,
+            type="NodePort",
+            external_local=True,
         ),
         ServicePlan(name="api", number=base + 4, ports=(*http(), grpc), selector=api),
         ServicePlan(name="api-headless", ports=(PortPlan(name="http", port=8080, target="http"), grpc), selector=api),
@@ -371,7 +387,11 @@ def _services(families: tuple[int, ...]) -> tuple[ServicePlan, ...]:
             health_port=30090,
         ),
         ServicePlan(
-            name="echo", number=base + 15, ports=(PortPlan(name="echo", port=80, target="8080", protocol="UDP"),), selector=web
+            name="echo",
+            number=base + 15,
+            ports=(PortPlan(name="echo", port=80, target="8080", protocol="UDP"),),
+            selector=web,
         ),
+        ServicePlan(name="gateway", number=base + 16, ports=http(), selector=(("app", "gateway"),)),
         ServicePlan(name="alias", ports=(), type="ExternalName", external_name="web.shop.svc.cluster.local"),
     )

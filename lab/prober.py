@@ -155,7 +155,7 @@ def _start(ask: Ask, netns: Netns) -> _Try:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ask.sport or ask.src_ip:
-            sock.bind((ask.src_ip or ("::" if six else "0.0.0.0"), ask.sport))  # noqa: S104  (a lab's own netns)
+            sock.bind((ask.src_ip or ("::" if six else "0.0.0.0"), ask.sport))
         code = sock.connect_ex((ask.dst, ask.dport or 1))
         if code not in (0, errno.EINPROGRESS):
             _failed(one, code)
@@ -228,6 +228,10 @@ def _step(one: _Try, poller: select.epoll) -> None:
             one.finish(view=View.CONNECTED, answer="reset", errno=errno.errorcode.get(error.errno or 0, ""))
         else:
             _failed(one, error.errno or 0)
+    _leave_if_done(one, poller)
+
+
+def _leave_if_done(one: _Try, poller: select.epoll) -> None:
     if one.done:
         poller.unregister(one.sock.fileno())
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from lab.errors import LabFailed
 from lab.netns import CLONE_NEWNET, Netns, become_root_of_own_user_namespace, unshare
 
-TOOLS = ("ip", "bridge", "iptables-legacy-restore", "ip6tables-legacy-restore", "iptables-nft-restore", "nft", "conntrack")
+TOOLS = (
+    "ip",
+    "bridge",
+    "iptables-legacy-restore",
+    "ip6tables-legacy-restore",
+    "iptables-nft-restore",
+    "nft",
+    "conntrack",
+)
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -43,6 +51,8 @@ def _try_out() -> str | None:
                 return "the kernel module br_netfilter is not loaded (modprobe br_netfilter)"
         netns.sysctl("ipv4/ip_forward", 1)
     except (OSError, LabFailed) as error:
-        limits = "user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns, the container's seccomp profile"
+        limits = (
+            "user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns, the container's seccomp profile"
+        )
         return f"no right to make network namespaces ({error}); run as root, or see {limits}"
     return None

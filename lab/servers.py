@@ -44,7 +44,7 @@ class Servers:
         """The epoll's own descriptor (it can be polled)."""
         return self._epoll.fileno()
 
-    def listen(self, netns: Netns, listener: Listener, families: tuple[int, ...]) -> None:
+    def listen(self, netns: Netns, listener: Listener, families: tuple[int, ...], *, backlog: int = 512) -> None:
         """Open the sockets of a listener in a namespace. Raises OSError (address in use …)."""
         if listener.protocol == "udp" or listener.address:
             wanted = [6 if ":" in listener.address else 4] if listener.address else list(families)
@@ -52,7 +52,7 @@ class Servers:
             wanted = [6] if 6 in families else [4]
         for family in wanted:
             with netns.inside():
-                sock = _bound(listener, family, dual=listener.protocol == "tcp" and not listener.address)
+                sock = _bound(listener, family, backlog, dual=listener.protocol == "tcp" and not listener.address)
             self._add(_Open(sock, netns.name, listener), select.EPOLLIN)
 
     def close_listener(self, netns: str, protocol: str, port: int) -> tuple[Listener, ...]:
@@ -65,15 +65,20 @@ class Servers:
                 self._drop(entry)
         return tuple(closed)
 
-    def ignore(self, netns: str, port: int) -> None:
-        """Stop accepting on a TCP port (the queue then fills and the kernel drops); `heed` undoes it."""
-        for entry in self._listening(netns, port):
+    def choke(self, netns: Netns, port: int, families: tuple[int, ...]) -> None:
+        """Let a TCP server stop accepting, its queue of one place full (the kernel then drops new connections)."""
+        for listener in self.close_listener(netns.name, "tcp", port):
+            self.listen(netns, listener, families, backlog=0)
+        for entry in self._listening(netns.name, port):
             self._epoll.modify(entry.sock.fileno(), 0)
+        family, address = (socket.AF_INET6, "::1") if 4 not in families else (socket.AF_INET, "127.0.0.1")
+        with netns.inside(), socket.socket(family, socket.SOCK_STREAM) as filler:
+            filler.connect((address, port))
 
-    def heed(self, netns: str, port: int) -> None:
-        """Accept again."""
-        for entry in self._listening(netns, port):
-            self._epoll.modify(entry.sock.fileno(), select.EPOLLIN)
+    def unchoke(self, netns: Netns, port: int, families: tuple[int, ...]) -> None:
+        """Undo `choke`."""
+        for listener in self.close_listener(netns.name, "tcp", port):
+            self.listen(netns, listener, families)
 
     def _listening(self, netns: str, port: int) -> list[_Open]:
         chosen = (netns, port, "tcp", ("", 0))
@@ -137,7 +142,7 @@ class Servers:
             self._epoll.modify(entry.sock.fileno(), select.EPOLLOUT if entry.goes else select.EPOLLIN)
 
 
-def _bound(listener: Listener, family: int, *, dual: bool) -> socket.socket:
+def _bound(listener: Listener, family: int, backlog: int, *, dual: bool) -> socket.socket:
     kind = socket.SOCK_STREAM if listener.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, kind | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
@@ -147,9 +152,9 @@ def _bound(listener: Listener, family: int, *, dual: bool) -> socket.socket:
     if listener.protocol == "udp":
         level, option = (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO) if family == 6 else (socket.IPPROTO_IP, IP_PKTINFO)
         sock.setsockopt(level, option, 1)
-    sock.bind((listener.address or ("::" if family == 6 else "0.0.0.0"), listener.port))  # noqa: S104  (a pod's own netns)
+    sock.bind((listener.address or ("::" if family == 6 else "0.0.0.0"), listener.port))
     if listener.protocol == "tcp":
-        sock.listen(512)
+        sock.listen(backlog)
     return sock
 
 

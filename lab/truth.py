@@ -9,6 +9,7 @@ says only the namespace and the last interface, with an empty reason.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lab.flow import Flow, split
 from lab.plan import ClusterPlan
 from lab.prober import Attempt, Icmp
 from lab.watch import Evidence, RuleHit, Seen
@@ -54,10 +55,15 @@ class Truth:
         """The source address which that saw."""
         return self.attempt.seen_src
 
+    @property
+    def answered(self) -> bool:
+        """Whether the client got its whole answer."""
+        return self.attempt.view == View.CONNECTED and self.attempt.answer == "ok"
+
 
 def find(attempt: Attempt, evidence: Evidence, plan: ClusterPlan) -> Truth:
     """Return the truth about one try from what moved during it."""
-    flow = _split(attempt, evidence)
+    flow = split(attempt, evidence)
     path = tuple(f"{seen.netns} {seen.dev} {seen.way}" for seen in (*flow.forward, *flow.reply))
     if attempt.view == View.CONNECTED and attempt.answer == "ok":
         return Truth(attempt=attempt, path=path)
@@ -85,51 +91,6 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Flow:
-    forward: tuple[Seen, ...]
-    reply: tuple[Seen, ...]
-    errors: tuple[Seen, ...]
-    large: tuple[Seen, ...]
-
-
-def _split(attempt: Attempt, evidence: Evidence) -> _Flow:
-    """Sort what was seen into the request's first packet, its answer, ICMP errors, and the largest data packets."""
-    protocol = attempt.ask.protocol
-    mine = [seen for seen in evidence.packets if seen.kind == protocol]
-    errors = tuple(seen for seen in evidence.packets if seen.kind == "error")
-    if protocol == "tcp":
-        forward = [seen for seen in mine if "S" in seen.flags and "A" not in seen.flags]
-        reply = [seen for seen in mine if "A" in seen.flags and ("S" in seen.flags or "R" in seen.flags)]
-        syns = {seen.seq for seen in forward if seen.sport == attempt.sport} or {seen.seq for seen in forward}
-        forward = [seen for seen in forward if seen.seq in syns]
-        reply = [seen for seen in reply if (seen.ack - 1) % 2**32 in syns]
-    elif protocol == "icmp":
-        forward = [seen for seen in mine if seen.sport in (8, 128)]
-        reply = [seen for seen in mine if seen.sport in (0, 129)]
-    else:
-        forward, reply = _split_udp(attempt, mine)
-    longest = max((seen.length for seen in mine), default=0)
-    large = tuple(seen for seen in mine if seen.length >= longest - 80 and longest > 600)
-    return _Flow(forward=tuple(forward), reply=tuple(reply), errors=errors, large=large)
-
-
-def _split_udp(attempt: Attempt, mine: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
-    """Follow address rewrites: what shares an end with a request is one, what turns one round is an answer."""
-    forward: list[Seen] = []
-    reply: list[Seen] = []
-    known = {(attempt.local_ip, attempt.sport, attempt.ask.dst, attempt.ask.dport)}
-    for seen in mine:
-        here, back = (seen.src, seen.sport, seen.dst, seen.dport), (seen.dst, seen.dport, seen.src, seen.sport)
-        answered = back in known or (bool(reply) and here not in known)
-        if answered:
-            reply.append(seen)
-        else:
-            known.add(here)
-            forward.append(seen)
-    return forward, reply
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     place: Place | None
     reason: Reason
@@ -150,23 +111,20 @@ class _Finder:
     attempt: Attempt
     evidence: Evidence
     plan: ClusterPlan
-    flow: _Flow
+    flow: Flow
 
     def find(self) -> _Found:
         flow, attempt = self.flow, self.attempt
         if attempt.view == View.CONNECTED:
             return self._lost(flow.large, "data")
-        if flow.reply:
-            if attempt.view == View.REFUSED and self._is_reset(flow.reply[-1]):
-                return self._no_socket()
-            if flow.reply[-1].netns == attempt.ask.src and flow.reply[-1].way != "out":
-                return self._unexpected(flow.reply[-1])
-            return self._lost(flow.reply, "reply")
-        return self._lost(flow.forward, "forward")
-
-    @staticmethod
-    def _is_reset(seen: Seen) -> bool:
-        return "R" in seen.flags
+        if not flow.reply:
+            return self._lost(flow.forward, "forward")
+        last = flow.reply[-1]
+        if attempt.view == View.REFUSED and "R" in last.flags:
+            return self._no_socket()
+        if last.netns == attempt.ask.src and last.way != "out":
+            return self._unexpected(last)
+        return self._lost(flow.reply, "reply")
 
     def _lost(self, packets: Sequence[Seen], direction: str) -> _Found:
         """The last place where these packets were seen, and what the kernel counted there."""
@@ -179,8 +137,7 @@ class _Finder:
         if last is None and (reason := _LOCAL_ROUTE_ERRORS.get(self.attempt.errno)):
             return self._at(netns, Stage.ROUTE, reason, key=self.attempt.ask.dst)
         where = f"last seen: {netns} {last.dev} {last.way}" if last else f"never left {netns}"
-        dev = last.dev if last else ""
-        place = Place(netns=NetnsId(netns), stage=Stage.LINK, dev=dev)
+        place = Place(netns=NetnsId(netns), stage=Stage.LINK, dev=last.dev if last else "")
         return _Found(place=place, reason=Reason.NONE, why=(where,), direction=direction)
 
     @staticmethod
@@ -188,19 +145,21 @@ class _Finder:
         place = Place(netns=NetnsId(netns), stage=stage, dev=dev, key=key)
         return _Found(place=place, reason=reason, why=(why,) if why else ())
 
-    def _stopped_by_rule(self, netns: str, last: Seen | None) -> _Found | None:
-        hits = [hit for hit in self.evidence.rules if hit.stops and hit.netns == netns]
-        if not hits and self.flow.errors:
-            hits = [hit for hit in self.evidence.rules if hit.stops and hit.netns == self.flow.errors[0].netns]
-        if not hits:
-            return None
-        return _rule(next((hit for hit in hits if "REJECT" in hit.text), hits[0]))
+    def _origin(self, netns: str) -> str:
+        """The namespace that sent an ICMP error, if one was seen."""
+        return next((seen.netns for seen in self.flow.errors if seen.way == "out"), netns)
+
+    def _stopped_by_rule(self, netns: str, _last: Seen | None) -> _Found | None:
+        for place in (netns, self._origin(netns)):
+            hits = [hit for hit in self.evidence.rules if hit.stops and hit.netns == place]
+            if hits:
+                return _rule(next((hit for hit in hits if "-j REJECT" in hit.text), hits[0]))
+        return None
 
     def _by_counter(self, netns: str, last: Seen | None) -> _Found | None:
-        origin = next((seen.netns for seen in self.flow.errors if seen.way == "out"), netns)
         dev = last.dev if last and last.way == "in" else ""
         for names, stage, reason, key in _COUNTERS:
-            for place in (netns, origin):
+            for place in (netns, self._origin(netns)):
                 if self.evidence.rose(place, *names):
                     return self._at(place, stage, reason, dev=dev, key=key, why=f"{place}: {names[0]} rose")
         if self.evidence.rose(netns, "Udp.NoPorts", "Udp6NoPorts"):
@@ -223,18 +182,15 @@ class _Finder:
         place = Place(netns=NetnsId(last.netns), stage=Stage.SOCKET, dev=last.dev, key=f"{last.src}:{last.sport}")
         return _Found(place=place, reason=Reason.UNEXPECTED_REPLY, why=(why,), direction="reply")
 
-    def _by_neighbour(self, netns: str, last: Seen | None) -> _Found | None:
-        origin = next((seen.netns for seen in self.flow.errors if seen.way == "out"), netns)
-        for place in (netns, origin):
-            asked = [seen for seen in self.evidence.packets if seen.kind == "ask" and seen.netns == place and seen.way == "out"]
-            told = {seen.src for seen in self.evidence.packets if seen.kind == "tell" and seen.netns == place}
-            told |= {seen.dst for seen in self.evidence.packets if seen.kind == "tell" and seen.netns == place}
-            silent = [seen for seen in asked if seen.dst not in told]
+    def _by_neighbour(self, netns: str, _last: Seen | None) -> _Found | None:
+        for place in (netns, self._origin(netns)):
+            there = [seen for seen in self.evidence.packets if seen.netns == place]
+            told = {ip for seen in there if seen.kind == "tell" for ip in (seen.src, seen.dst)}
+            silent = [seen for seen in there if seen.kind == "ask" and seen.way == "out" and seen.dst not in told]
             if silent:
                 one = silent[-1]
-                return self._at(
-                    place, Stage.NEIGHBOUR, Reason.NEIGH_FAILED, dev=one.dev, key=one.dst, why=f"{one.dst} did not answer"
-                )
+                why = f"{one.dst} did not answer"
+                return self._at(place, Stage.NEIGHBOUR, Reason.NEIGH_FAILED, dev=one.dev, key=one.dst, why=why)
         return None
 
     def _by_device(self, netns: str, last: Seen | None) -> _Found | None:
@@ -242,11 +198,21 @@ class _Finder:
             return None
         if last.way == "other":
             return self._at(netns, Stage.LINK, Reason.OTHERHOST, dev=last.dev, why="sent to another MAC")
-        if last.way == "out":
-            return self._by_sender(netns, last)
-        if last.dev in {pod.veth for pod in self.plan.pods}:
-            return self._at(netns, Stage.BRIDGE, Reason.BRIDGE_FORWARD, dev=last.dev, why="came in on a bridge port, no further")
-        return None
+        ports = self.evidence.ports.get(netns, {})
+        if last.way == "in" and last.dev in ports:
+            return self._by_bridge(netns, last.dev, ports)
+        if last.way == "out" and ports and last.dev == self.plan.bridge:
+            came = [
+                seen.dev for seen in self.flow.forward + self.flow.reply if seen.netns == netns and seen.dev in ports
+            ]
+            return self._by_bridge(netns, came[-1] if came else last.dev, ports)
+        return self._by_sender(netns, last) if last.way == "out" else None
+
+    def _by_bridge(self, netns: str, dev: str, ports: dict[str, int]) -> _Found:
+        reason = Reason.BRIDGE_FORWARD if ports.get(dev, 3) == 3 else Reason.BRIDGE_STATE
+        return self._at(
+            netns, Stage.BRIDGE, reason, dev=dev, why=f"{netns}: reached the bridge by {dev}, left it by no port"
+        )
 
     def _by_sender(self, netns: str, last: Seen) -> _Found | None:
         if last.dev.startswith("flannel"):
@@ -254,15 +220,14 @@ class _Finder:
             return self._at(netns, Stage.TUNNEL, reason, dev=last.dev, why="entered the tunnel, did not leave the node")
         if self.evidence.rose(netns, f"dev.{last.dev}.tx_dropped"):
             large = last.length > 1280
-            reason = Reason.PEER_MTU if large else Reason.LINK_DOWN
-            stage = Stage.MTU if large else Stage.LINK
+            stage, reason = (Stage.MTU, Reason.PEER_MTU) if large else (Stage.LINK, Reason.LINK_DOWN)
             return self._at(netns, stage, reason, dev=last.dev, why="the other end of the link did not take it")
         return None
 
     def _by_address(self, netns: str, last: Seen | None) -> _Found | None:
         if last is None or last.way != "in":
             return None
-        own = {ip for thing in (*self.plan.nodes, *self.plan.pods, *self.plan.hosts) if thing.netns == netns for ip in thing.ips}
+        own = {ip for machine in self.plan.machines if machine.netns == netns for ip in machine.ips}
         if last.src in own:
             return self._at(netns, Stage.ROUTE, Reason.IP_LOCAL_SOURCE, dev=last.dev, key=last.src)
         if last.dst.startswith("127.") or last.src.startswith("127."):
@@ -281,7 +246,7 @@ def _rule(hit: RuleHit) -> _Found:
         rule=hit.rule,
         text=hit.text,
     )
-    reject = "REJECT" in hit.text or "reject" in hit.text
+    reject = "-j REJECT" in hit.text or '"reject"' in hit.text
     return _Found(place=place, reason=Reason.NETFILTER_REJECT if reject else Reason.NETFILTER_DROP)
 
 

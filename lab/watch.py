@@ -8,8 +8,9 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from lab import rtnl
 from lab.counters import Counts, RuleCount, device_counts, proc_counts, rule_counts
 from lab.netns import Netns
 from lab.plan import ClusterPlan
@@ -67,6 +68,8 @@ class Evidence:
     rules: tuple[RuleHit, ...] = ()
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
     """netns → counter (`Ip.InAddrErrors`, `dev.eth0.tx_dropped`) → how much it rose."""
+    ports: dict[str, dict[str, int]] = field(default_factory=dict)
+    """netns → bridge port → its state (3: forwarding; -1: its bridge is down)."""
 
     def rose(self, netns: str, *names: str) -> bool:
         """Say whether one of these counters rose in a namespace."""
@@ -111,11 +114,15 @@ class Watch:
         counters = {}
         for name, netns in self._spaces.items():
             before = self._before.counts[name]
-            moved = {key: value - before.get(key, 0) for key, value in _counts(netns).items() if value > before.get(key, 0)}
+            moved = {
+                key: value - before.get(key, 0) for key, value in _counts(netns).items() if value > before.get(key, 0)
+            }
             if moved:
                 counters[name] = moved
         hits = tuple(hit for name in self._spaces for hit in self._hits(name))
-        return Evidence(packets=tuple(packets), rules=hits, counters=counters)
+        ports = {name: bridge_ports(netns) for name, netns in self._spaces.items() if not name.startswith("pod/")}
+        arrived = tuple(replace(seen, way="in") if _by_port(seen, ports) else seen for seen in packets)
+        return Evidence(packets=arrived, rules=hits, counters=counters, ports=ports)
 
     def close(self) -> None:
         """Close the taps."""
@@ -141,6 +148,26 @@ class Watch:
                     packets=rose,
                     stops=rule.stops,
                 )
+
+
+def _by_port(seen: Seen, ports: dict[str, dict[str, int]]) -> bool:
+    """A bridge port takes in what is for other MACs than its own: that is an arrival like any other."""
+    return seen.way == "other" and seen.dev in ports.get(seen.netns, {})
+
+
+def bridge_ports(netns: Netns) -> dict[str, int]:
+    """Return bridge port → state as the kernel has it (3 = forwarding), -1 where the bridge itself is down."""
+    ports: dict[str, tuple[int, int]] = {}
+    up: dict[int, bool] = {}
+    for body in netns.rtnl.dump(rtnl.RTM_GETLINK, rtnl.ifinfo()):
+        index, flags = struct.unpack_from("=iI", body, 4)
+        up[index] = bool(flags & rtnl.IFF_UP)
+        found = dict(rtnl.attributes(body[16:]))
+        info = dict(rtnl.attributes(found.get(18, b"")))
+        if info.get(4, b"").startswith(b"bridge"):
+            state = dict(rtnl.attributes(info.get(5, b""))).get(1, b"\3")[0]
+            ports[found[3].rstrip(b"\0").decode()] = (state, struct.unpack("=I", found[10])[0])
+    return {name: state if up.get(master, True) else -1 for name, (state, master) in ports.items()}
 
 
 def _counts(netns: Netns) -> Counts:

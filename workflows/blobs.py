@@ -10,7 +10,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -107,21 +108,18 @@ class DirectoryBlobs:
         _check_size(len(content), self._max_bytes)
         digest = digest_of(content)
         path = self._path(digest)
-        try:
+        with usable(self._root):
             if not self._renew(path):
                 self._write(path, _compress(content))
-        except OSError as error:
-            raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
         return digest
 
     def get(self, digest: str) -> bytes:
         """Return the content; see BlobStore."""
-        try:
-            stored = self._path(digest).read_bytes()
-        except FileNotFoundError:
-            raise BlobMissing(digest, str(self._root)) from None
-        except OSError as error:
-            raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
+        with usable(self._root):
+            try:
+                stored = self._path(digest).read_bytes()
+            except FileNotFoundError:
+                raise BlobMissing(digest, str(self._root)) from None
         return _restore(digest, stored, self._max_bytes)
 
     def has(self, digest: str) -> bool:
@@ -134,15 +132,11 @@ class DirectoryBlobs:
         removed = 0
         for path in self._root.glob("sha256/*/*"):
             digest = f"sha256:{path.parent.name}{path.name.removesuffix('.zst')}"
-            try:
-                if path.stat().st_mtime >= limit or digest in keep:
-                    continue
-                path.unlink()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
-            removed += path.suffix == ".zst"
+            # Another process may have collected it meanwhile.
+            with usable(self._root), suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit and digest not in keep:
+                    path.unlink()
+                    removed += path.suffix == ".zst"
         return removed
 
     def _path(self, digest: str) -> Path:
@@ -194,3 +188,12 @@ def _restore(digest: str, stored: bytes, limit: int) -> bytes:
     if digest_of(content) != digest:
         raise BlobDamaged(digest, "the content has another digest")
     return content
+
+
+@contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """Turn what the file system refuses into StoreUnusable, with the folder of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable(str(root), error.strerror or str(error)) from error

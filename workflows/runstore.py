@@ -16,7 +16,8 @@ from typing import IO, Protocol
 
 import msgspec
 
-from workflows.errors import RunExists, RunNotFound, RunUnreadable, StoreUnusable
+from workflows.blobs import usable
+from workflows.errors import RunExists, RunNotFound, RunUnreadable
 from workflows.runs import FORMAT, Change, Run, fold
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -115,16 +116,15 @@ class DirectoryRuns:
         """Store a new run; see RunStore. It is written aside and linked into place: there whole or not at all."""
         path = self._path(run.id)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with usable(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(self._encoder.encode(run) + b"\n")
-            path.hardlink_to(aside)
-        except FileExistsError:
-            raise RunExists(run.id) from None
-        except OSError as error:
-            raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
-        finally:
-            aside.unlink(missing_ok=True)
+            try:
+                aside.write_bytes(self._encoder.encode(run) + b"\n")
+                path.hardlink_to(aside)
+            except FileExistsError:
+                raise RunExists(run.id) from None
+            finally:
+                aside.unlink(missing_ok=True)
 
     def append(self, run_id: str, change: Change) -> bool:
         """Append a change; see RunStore."""
@@ -164,12 +164,11 @@ class DirectoryRuns:
 
     def remove(self, run_id: str) -> None:
         """Forget a run; see RunStore."""
-        try:
-            self._path(run_id).unlink()
-        except FileNotFoundError:
-            raise RunNotFound(run_id, str(self._root)) from None
-        except OSError as error:
-            raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
+        with usable(self._root):
+            try:
+                self._path(run_id).unlink()
+            except FileNotFoundError:
+                raise RunNotFound(run_id, str(self._root)) from None
         self._seen.pop(run_id, None)
 
     def _path(self, run_id: str) -> Path:
@@ -180,13 +179,13 @@ class DirectoryRuns:
     @contextmanager
     def _open(self, run_id: str, mode: str) -> Iterator[IO[bytes]]:
         path = self._path(run_id)
-        try:
-            with path.open(mode) as file:
+        with usable(self._root):
+            try:
+                file = path.open(mode)
+            except FileNotFoundError:
+                raise RunNotFound(run_id, str(self._root)) from None
+            with file:
                 yield file
-        except FileNotFoundError:
-            raise RunNotFound(run_id, str(self._root)) from None
-        except OSError as error:
-            raise StoreUnusable(str(self._root), error.strerror or str(error)) from error
 
     def _lines(self, run_id: str) -> list[bytes]:
         with self._open(run_id, "rb") as file:

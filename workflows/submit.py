@@ -14,6 +14,7 @@ from tasks.skoop.specs import Pair, SourceSpec
 
 if TYPE_CHECKING:
     from tasks.skoop.context import Settings
+    from workflows.engines.local import LocalEngine
     from workflows.engines.protocol import Engine
     from workflows.runs import Event
 
@@ -54,7 +55,49 @@ def diagnose(
     """Answer questions about one network.
 
     `on_event` gets every change of the run (`workflows.runs.Event`), in order, in the caller's thread. Without `engine` a
-    local one is started and stopped. Raises a KubeprobeError: RunFailed (with the `exit_status` of what failed), RunCancelled.
-    KeyboardInterrupt cancels the run and is passed on.
+    local one is started with these `settings`, and stopped; an engine that is given has its own. Raises a KubeprobeError:
+    RunFailed (with the `exit_status` of what failed), RunCancelled. Whatever else ends the watching (KeyboardInterrupt, an
+    error in `on_event`) cancels the run and is passed on.
     """
-    raise AssertionError((source, pairs, engine, on_event, settings, asked_by))
+    if engine is not None:
+        return _diagnose(source, tuple(pairs), engine, on_event, asked_by)
+    with local_engine(settings) as own:
+        return _diagnose(source, tuple(pairs), own, on_event, asked_by)
+
+
+def local_engine(settings: "Settings | None" = None) -> "LocalEngine":
+    """Return a local engine that has every step there is and keeps runs and blobs in memory. Close it (`with`)."""
+    from tasks.skoop.context import Context, Settings
+    from tasks.skoop.jobs import JOBS
+    from workflows.blobs import MemoryBlobs
+    from workflows.engines.local import LocalEngine
+
+    return LocalEngine(JOBS, context=Context(blobs=MemoryBlobs(), settings=settings or Settings.build()))
+
+
+def _diagnose(
+    source: SourceSpec, pairs: tuple[Pair, ...], engine: "Engine", on_event: OnEvent | None, asked_by: str
+) -> DiagnoseResult:
+    from tasks.skoop.jobs.answers import Answers, Suspicions, pairs_json
+    from tasks.skoop.specs import Reported
+    from workflows.dags.diagnose import DAG, DiagnoseRequest
+
+    context = engine.context
+    request = DiagnoseRequest(source=source, pairs=context.blobs.put(pairs_json(pairs)))
+    run_id = engine.submit(DAG, request, asked_by=asked_by)
+    try:
+        for event in engine.watch(run_id):
+            if on_event is not None:
+                on_event(event)
+    except BaseException:
+        engine.cancel(run_id)
+        raise
+    reported = engine.result(run_id)
+    assert isinstance(reported, Reported)
+    shards = (context.get(digest, Answers) for digest in reported.diagnoses)
+    return DiagnoseResult(
+        run_id=run_id,
+        answers=tuple(Answer(pair=pairs[one.pair], diagnosis=one.diagnosis) for shard in shards for one in shard.items),
+        cluster_suspicions=context.get(reported.cluster, Suspicions).items,
+        state=reported.state,
+    )

@@ -22,6 +22,7 @@ from kubectl_probe.output import Format, say, say_bytes
 
 if TYPE_CHECKING:
     from lab.api import LabInfo
+    from lab.faults.fault import Fault
     from lab.truth import Truth
 
 app = typer.Typer(
@@ -31,7 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 NameOption = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab, where several run.")]
-FaultArgument = Annotated[str, typer.Argument(metavar="FAULT", help="A fault; `lab faults` lists them.")]
+FaultArgument = Annotated[
+    str, typer.Argument(metavar="FAULT", help="A fault by its name or id; `lab faults` lists them.")
+]
 
 
 @app.command("up")
@@ -111,12 +114,11 @@ def faults(
     if output is Format.JSON:
         import msgspec
 
-        known = [{"id": fault.id, "summary": fault.summary, "kinds": sorted(fault.kinds)} for fault in found]
-        say_bytes(msgspec.json.encode(known))
+        say_bytes(msgspec.json.encode([_fault_members(fault) for fault in found]))
         return ExitStatus.NOTHING_WRONG
-    width = max((len(fault.id) for fault in found), default=0)
+    width = max((len(fault.name) for fault in found), default=0)
     for fault in found:
-        say(f"{fault.id:<{width}}  {fault.summary}")
+        say(f"{fault.id:<4}  {fault.name:<{width}}  {fault.title}")
     return ExitStatus.NOTHING_WRONG
 
 
@@ -136,10 +138,10 @@ def break_(
     """
     from lab import api
 
-    done = api.break_(name, fault, on)
+    done = api.break_(name, _fault_id(fault), on)
     say(f"broken: {done.fault} on {done.on}")
-    for command in done.commands:
-        say(f"  {command}")
+    for did in done.did:
+        say(f"  {did}")
     return ExitStatus.NOTHING_WRONG
 
 
@@ -151,7 +153,7 @@ def mend(
     """Take a fault, or all of them, out of a lab again."""
     from lab import api
 
-    mended = api.mend(name, fault)
+    mended = api.mend(name, _fault_id(fault) if fault else None)
     say(f"mended: {', '.join(mended)}" if mended else "nothing was broken")
     return ExitStatus.NOTHING_WRONG
 
@@ -193,15 +195,34 @@ def probe(
     return ExitStatus.PROBLEM_FOUND if failed else ExitStatus.NOTHING_WRONG
 
 
+def _fault_id(given: str) -> str:
+    """Return the id of a fault that is named by its name; anything else as it is, for the lab to judge."""
+    from lab import api
+
+    return {fault.name: fault.id for fault in api.faults()}.get(given, given)
+
+
+def _fault_members(fault: "Fault") -> dict[str, object]:
+    return {
+        "id": fault.id,
+        "name": fault.name,
+        "title": fault.title,
+        "cause": fault.cause,
+        "target": fault.target,
+        "kinds": [str(kind) for kind in fault.kinds],
+    }
+
+
 def _describe(info: "LabInfo") -> str:
     families = " and ".join(f"IPv{family}" for family in info.families)
     return f"{info.kind}, {info.nodes} nodes, iptables-{info.backend}, {families}"
 
 
 def _an_example(info: "LabInfo") -> tuple[str, str]:
+    """Return a client and a Service with several backends to try."""
     client = next(pod.key for pod in info.plan.pods if pod.app == "client")
-    service = next(service for service in info.plan.services if service.number and service.ports)
-    return client, f"svc/{service.key}:{service.ports[0].port}"
+    web = next(service for service in info.plan.services if service.name == "web")
+    return client, f"svc/{web.key}:{web.ports[0].port}"
 
 
 def _truth_text(truth: "Truth") -> str:

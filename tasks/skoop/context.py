@@ -32,7 +32,9 @@ S = TypeVar("S", bound=Section)
 class CollectSettings(Section):
     """How collecting goes about its work."""
 
-    workers: int = Field(default=8, ge=1, le=256, description="network namespaces that are read at the same time")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="collecting processes; 0: one for each processor, at most 8"
+    )
 
 
 class DiagnoseSettings(Section):
@@ -199,8 +201,8 @@ class Context:
         """Return the context of one step of a run."""
         return replace(self, run=run, step=step)
 
-    def put(self, value: object) -> str:
-        """Store a value made of msgspec structs as JSON and return its digest; this process remembers it."""
+    def put(self, value: msgspec.Struct) -> str:
+        """Store a msgspec struct as JSON and return its digest; this process remembers it."""
         content = msgspec.json.encode(value)
         digest = self.blobs.put(content)
         self.memory.keep((digest, type(value)), value, len(content))

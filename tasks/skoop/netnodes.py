@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from tasks.skoop.inquiry import Inquiry
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId
@@ -19,9 +20,9 @@ from tasks.skoop.model.netnode import Hop, Link, LinkType, NetNodeType, Transmis
 from tasks.skoop.model.packet import Frame, Packet
 from tasks.skoop.model.state import Interface
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage
-from tasks.skoop.netstack import neighbour, stack
+from tasks.skoop.netstack import stack
 from tasks.skoop.netstack.conntrack import Flow
-from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.skb import At, Exit, Response, Skb
 
 EXTERNAL = "external"
@@ -59,7 +60,7 @@ class Cabling:
     def __init__(self, state: ClusterState) -> None:
         self.state = state
         self._namespaces: dict[NetnsId, Namespace] = {}
-        self._answers: dict[tuple[str, str, str, str | None], Mac | None] = {}
+        self._answers: dict[tuple[str, str, str, str | None], Answers] = {}
         self._reaches: dict[tuple[str, str, str], bool] = {}
         self.underlay: tuple[tuple[NetnsId, Interface], ...] = tuple(self._uplinks())
         self._uplink_by_ip = {address.ip: (netns, link) for netns, link in self.underlay for address in link.addresses}
@@ -73,6 +74,13 @@ class Cabling:
                 return None
             self._namespaces[netns] = Namespace(state, self)
         return self._namespaces[netns]
+
+    def namespaces(self) -> Iterator[Namespace]:
+        """Yield every collected namespace, compiled."""
+        for netns in self.state.netns:
+            namespace = self.namespace(netns)
+            if namespace is not None:
+                yield namespace
 
     def _uplinks(self) -> Iterator[tuple[NetnsId, Interface]]:
         for netns, state in self.state.netns.items():
@@ -97,76 +105,12 @@ class Cabling:
 
     # --- the Wire -------------------------------------------------------------------------------------------------
 
-    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Mac | None:
-        """Ask for the link-layer address of `target` on the link of `dev`; None: nobody; "": somebody outside may."""
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Answers:
+        """Ask for the link-layer address of `target` on the link of `dev`."""
         slot = (netns, dev, target, sender)
         if slot not in self._answers:
-            self._answers[slot] = self._ask(netns, dev, target, sender, set())
+            self._answers[slot] = Inquiry(self, target, sender).ask_from(netns, dev)
         return self._answers[slot]
-
-    def _ask(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]) -> Mac | None:
-        """Send the question out of a device."""
-        ns = self.namespace(netns)
-        link = ns.links.get(dev) if ns else None
-        if ns is None or link is None or not link.up or (netns, dev) in seen:
-            return None
-        seen.add((netns, dev))
-        if link.kind == "bridge":
-            return self._first(self._ask(netns, port.name, target, sender, seen) for port in _flooding(ns, dev, None))
-        if link.vxlan is not None:
-            return self._first(self._ask_vteps(ns, link, target, sender, seen))
-        if link.peer is not None:
-            return self._hear(link.peer[0], link.peer[1], target, sender, seen)
-        if not self.is_uplink(netns, dev):
-            return None
-        answer = self._first(
-            self._hear(other, there.name, target, sender, seen)
-            for other, there in self.underlay
-            if (other, there.name) != (netns, dev)
-        )
-        return Mac("") if answer is None and self.owner(target) is None else answer
-
-    def _ask_vteps(
-        self, ns: Namespace, link: Interface, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]
-    ) -> Iterator[Mac | None]:
-        """Broadcasts go to the VTEPs that the all-zero entries name."""
-        for entry in ns.own_fdb.get((link.name, "00:00:00:00:00:00"), ()):
-            for netns in self.state.netns:
-                there = self.namespace(netns)
-                if there is None or entry.dst is None or not there.has_address(entry.dst):
-                    continue
-                for device in there.links.values():
-                    if device.vxlan and link.vxlan and device.vxlan.vni == link.vxlan.vni:
-                        yield self._hear(netns, device.name, target, sender, seen)
-
-    def _hear(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, seen: set[tuple[str, str]]) -> Mac | None:
-        """Let a device receive the question: its host answers, or its bridge passes it on."""
-        ns = self.namespace(netns)
-        link = ns.links.get(dev) if ns else None
-        if ns is None or link is None or not link.up:
-            return None
-        seen.add((netns, dev))
-        master = ns.links.get(link.master or "")
-        if master is None or master.kind != "bridge":
-            return neighbour.answers_for(ns, dev, target, sender)
-        if not master.up or (link.port and link.port.state != "forwarding"):
-            return None
-        own = neighbour.answers_for(ns, master.name, target, sender)
-        if own is not None:
-            return own
-        return self._first(
-            self._ask(netns, port.name, target, sender, seen) for port in _flooding(ns, master.name, link)
-        )
-
-    @staticmethod
-    def _first(answers: Iterator[Mac | None]) -> Mac | None:
-        doubt: Mac | None = None
-        for answer in answers:
-            if answer:
-                return answer
-            if answer is not None:
-                doubt = answer
-        return doubt
 
     def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
@@ -194,20 +138,6 @@ class Cabling:
             return True
         ports = there.ports.get(master.name, ())
         return any(self._leads_to(there.id, port.name, mac, seen) for port in ports if port.name != end.name)
-
-
-def _flooding(ns: Namespace, bridge: str, ingress: Interface | None) -> Iterator[Interface]:
-    for port in ns.ports.get(bridge, ()):
-        settings = port.port
-        if (
-            not port.up
-            or port is ingress
-            or (settings and (settings.state != "forwarding" or not settings.bcast_flood))
-        ):
-            continue
-        if settings and settings.isolated and ingress is not None and ingress.port and ingress.port.isolated:
-            continue
-        yield port
 
 
 class StackNode:

@@ -26,6 +26,7 @@ from tasks.skoop.model.suspicion import (
     DeleteRoute,
     DeleteRule,
     FlushConntrack,
+    ForgetPathMtu,
     InsertRule,
     SetFdb,
     SetLink,
@@ -135,6 +136,8 @@ def _applied(netns: NetNS, change: Change) -> NetNS:
                 if entry.original.dst != change.dst or (change.dport and entry.original.dport != change.dport)
             )
             return replace(netns, conntrack=kept)
+        case ForgetPathMtu():
+            return replace(netns, route_exceptions=tuple(known for known in netns.route_exceptions if not known.mtu))
         case _:
             assert_never(change)
 

@@ -20,6 +20,7 @@ from tasks.skoop.model.suspicion import (
     DeleteRoute,
     DeleteRule,
     FlushConntrack,
+    ForgetPathMtu,
     InsertRule,
     SetFdb,
     SetLink,
@@ -70,6 +71,8 @@ def _commands(change: Change) -> list[str]:
         case FlushConntrack():
             port = f" --dport {change.dport}" if change.dport else ""
             return [f"conntrack -D --orig-dst {change.dst}{port}"]
+        case ForgetPathMtu():
+            return ["ip route flush cache"]
         case _:
             assert_never(change)
 

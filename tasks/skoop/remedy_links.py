@@ -103,6 +103,7 @@ def _set_master(netns: NetNS, link: Interface, master: str) -> tuple[NetNS, Inte
 def _go_up(netns: NetNS, link: Interface) -> NetNS:
     carrier = True
     if link.kind == "bridge":
+        netns = _with_ports(netns, link.name, forwarding=True)
         carrier = any(port.master == link.name and port.up and port.carrier for port in netns.interfaces)
     port = replace(link.port, state="forwarding") if link.port is not None else None
     netns, link = _put(netns, replace(link, up=True, carrier=carrier, operstate="UP" if carrier else "DOWN", port=port))
@@ -112,6 +113,8 @@ def _go_up(netns: NetNS, link: Interface) -> NetNS:
 def _go_down(netns: NetNS, link: Interface) -> NetNS:
     """Take a device down: every route over it goes but those of the device's own IPv4 addresses (fib_sync_down_dev)."""
     port = replace(link.port, state="disabled") if link.port is not None else None
+    if link.kind == "bridge":
+        netns = _with_ports(netns, link.name, forwarding=False)
     netns, _ = _put(netns, replace(link, up=False, carrier=False, operstate="DOWN", port=port))
 
     def stays(route: Route) -> bool:
@@ -125,6 +128,18 @@ def _go_down(netns: NetNS, link: Interface) -> NetNS:
         elif len(route.nexthops) > 1:
             routes.append(replace(route, nexthops=_dead(route.nexthops, link.name)))
     return replace(netns, routes=tuple(route for route in routes if not _all_dead(route)))
+
+
+def _with_ports(netns: NetNS, bridge: str, *, forwarding: bool) -> NetNS:
+    """Start or stop the ports of a bridge, as it goes up or down (br_stp_enable_bridge, br_stp_disable_bridge)."""
+    links = []
+    for link in netns.interfaces:
+        if link.master == bridge and link.port is not None:
+            state = "forwarding" if forwarding and link.up and link.carrier else "disabled"
+            links.append(replace(link, port=replace(link.port, state=state)))
+        else:
+            links.append(link)
+    return replace(netns, interfaces=tuple(links))
 
 
 def _dead(hops: tuple[NextHop, ...], dev: str) -> tuple[NextHop, ...]:

@@ -118,10 +118,10 @@ class ResolveParams(Message):
 
 
 class Part(Message):
-    """What one instance of collect brings home: a node of a live source, or (`node` empty) all of a recorded one."""
+    """What one instance of collect brings home: a machine of a live source (`node/n1`), or ("") all of a recorded one."""
 
     source: SourceSpec
-    node: str = ""
+    machine: str = ""
     label: str
 
 
@@ -148,17 +148,19 @@ class CollectParams(Message):
 
 
 class Collected(Message):
-    """The blob that holds what a part brought home, and how many namespaces could not be entered."""
+    """The blob that holds what a part brought home, when it was taken (RFC 3339), how many namespaces could not be read."""
 
     dump: Digest
+    taken_at: str = ""
     failed: int = 0
 
 
 class AssembleParams(Message):
-    """Assemble: the source and the blobs of all its parts."""
+    """Assemble: the source, the blobs of all its parts, and when each was taken."""
 
     source: SourceSpec
     dumps: tuple[Digest, ...]
+    taken_at: tuple[str, ...] = ()
 
 
 class Assembled(Message):
@@ -169,10 +171,11 @@ class Assembled(Message):
 
 
 class SimulateParams(Message):
-    """Simulate the plugin on one node of a state."""
+    """Simulate the plugin on one node of a state; `pairs` say which Services matter where there are very many."""
 
     state: Digest
     node: str
+    pairs: Digest
 
 
 class Suspected(Message):
@@ -197,13 +200,23 @@ class Diagnosed(Message):
 
 
 class InfraParams(Message):
-    """Assert what lies between the nodes, and the Kubernetes objects."""
+    """Assert what lies between the places that the diagnoses' packets crossed, and the Kubernetes objects."""
 
     state: Digest
+    diagnoses: tuple[Digest, ...]
+
+
+class ExplainParams(Message):
+    """Explain one shard's diagnoses by the suspicions: those node by node, and those of infra."""
+
+    state: Digest
+    diagnoses: Digest
+    simulated: tuple[Digest, ...]
+    infra: Digest
 
 
 class ReportParams(Message):
-    """Report: diagnoses shard by shard, suspicions node by node, and those of infra."""
+    """Report: explained diagnoses shard by shard, suspicions node by node, and those of infra."""
 
     state: Digest
     diagnoses: tuple[Digest, ...]
@@ -212,7 +225,7 @@ class ReportParams(Message):
 
 
 class Reported(Message):
-    """The answer: blobs of diagnoses with the suspicions put in (in the order of the pairs), and the cluster's suspicions."""
+    """The answer: blobs of explained diagnoses in the order of the pairs, and the suspicions that concern none of them."""
 
     state: Digest
     diagnoses: tuple[Digest, ...]
@@ -242,5 +255,8 @@ ASSERT_INFRA = StepSpec(
     params=InfraParams,
     result=Suspected,
     summary="check what lies between nodes, and the objects",
+)
+EXPLAIN = StepSpec(
+    name="skoop.explain", params=ExplainParams, result=Diagnosed, summary="find the root causes of a shard's answers"
 )
 REPORT = StepSpec(name="skoop.report", params=ReportParams, result=Reported, summary="put the answer together")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+from tasks.skoop.context import Context
 from tasks.skoop.specs import Message
 from workflows.dag import Dag
 from workflows.runs import Event, Run
@@ -10,6 +11,11 @@ from workflows.runs import Event, Run
 
 class Engine(Protocol):
     """Runs DAGs. Safe to use from several threads."""
+
+    @property
+    def context(self) -> Context:
+        """What steps are given; its blob store holds what the digests in parameters and results refer to."""
+        ...
 
     def submit(self, dag: Dag, params: Message, *, asked_by: str = "", run_id: str = "") -> str:
         """Start a run and return its id (one is made if none is given).

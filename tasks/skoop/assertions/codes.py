@@ -198,10 +198,7 @@ FILTERS = (
     Code("KP-NF-007", WARNING, "Pods leave the cluster with their own address",
          "No masquerade rule for the pod network was found although the plugin is set to masquerade.",
          "Add the rule; restart the network daemon, which makes it."),
-    Code("KP-NF-008", INFO, "A rule uses something we cannot evaluate",
-         "A match or target is unknown here; what depends on it is reported as unknown.",
-         "Nothing; the report says where it matters."),
-    Code("KP-NF-009", CRITICAL, "Traffic is redirected to a port where nobody listens",
+    Code("KP-NF-008", CRITICAL, "Traffic is redirected to a port where nobody listens",
          "A REDIRECT rule in the pod (a sidecar's) points to a port without a listener.",
          "See whether the sidecar runs."),
 )
@@ -313,7 +310,7 @@ SERVICES = (
          "The KUBE-EXT chain lacks its masquerade rule or the jump to the backends.",
          "Restart kube-proxy, which writes the chain again."),
     Code("KP-SVC-016", WARNING, "Load balancer's source ranges are not programmed as specified",
-         "The KUBE-FW chain lets in other networks than loadBalancerSourceRanges names.",
+         "The KUBE-FW chain lets in other networks than loadBalancerSourceRanges names, or not all of them.",
          "See whether kube-proxy is in sync."),
     Code("KP-SVC-017", CRITICAL, "A foreign rule catches Service traffic first",
          "A nat rule before kube-proxy's jump translates or accepts packets for a Service.",
@@ -381,9 +378,6 @@ KUBERNETES = (
     Code("KP-K8S-017", WARNING, "Pod has no address",
          "The pod is on a node, but has got no address yet.",
          "See its events: the CNI plugin reports errors there."),
-    Code("KP-K8S-018", INFO, "Pod can be reached although policies select it",
-         "This pod is selected by NetworkPolicies.",
-         "Consult them if traffic is stopped on purpose."),
 )
 
 SOCKETS = (

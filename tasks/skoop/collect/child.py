@@ -5,6 +5,7 @@ thread, and forks for each namespace: the fork enters it, collects and ends, so 
 event loops, memory) is left when the next begins.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import BinaryIO
 
 import msgspec
 
-from tasks.skoop.bulk import without_gc
 from tasks.skoop.collect.enter import OWN_NETNS, enter_netns, enter_user_namespace
 from tasks.skoop.collect.messages import Answer, Hello, Request, read_message, write_message
 from tasks.skoop.collect.namespace import collect_namespace, processes_by_netns
@@ -68,9 +68,9 @@ def _work(request: Request, processes: dict[int, list[int]], pipe: BinaryIO) -> 
         reason = f"cannot enter {request.place.path}: {error.strerror or error}"
         pipe.write(msgspec.msgpack.encode(Answer(id=request.place.id, error=reason)))
         return
-    with without_gc():
-        netns = collect_namespace(request, processes.get(OWN_NETNS.stat().st_ino, ()))
-        pipe.write(msgspec.msgpack.encode(Answer(id=request.place.id, netns=netns)))
+    gc.disable()  # this process ends before there is anything worth collecting
+    netns = collect_namespace(request, processes.get(OWN_NETNS.stat().st_ino, ()))
+    pipe.write(msgspec.msgpack.encode(Answer(id=request.place.id, netns=netns)))
 
 
 if __name__ == "__main__":

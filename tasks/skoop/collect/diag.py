@@ -61,7 +61,7 @@ def _ip(text: str) -> Ip:
     return parse_ip(text[len(MAPPED) :] if text.startswith(MAPPED) and "." in text else text)
 
 
-def raw_sockets(text: str, names: Mapping[int, str], owners: Mapping[int, str]) -> tuple[Socket, ...]:
+def raw_sockets(text: str, owners: Mapping[int, str]) -> tuple[Socket, ...]:
     """Return the raw sockets of /proc/net/raw or raw6: the port column is their IP protocol."""
     found = []
     for line in text.splitlines()[1:]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from tasks.skoop.bulk import without_gc
+from tasks.skoop.snapshot.bulk import without_gc
 from tasks.skoop.collect.netns_dumps import NetnsDump, load_netns
 from tasks.skoop.collect.wiring import wire
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState, NodeMeta, PodMeta

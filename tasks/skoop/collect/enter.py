@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+FIRST_USER_NAMESPACE = 0xEFFFFFFD
+"""Inode of the initial user namespace (PROC_USER_INIT_INO, include/linux/proc_ns.h)."""
 OWN_NETNS = Path("/proc/thread-self/ns/net")
 NAMED_NETNS = Path("/run/netns")
 
@@ -23,14 +25,23 @@ def netns_path(text: str, *, enter_pid: int | None = None) -> Path:
 
 
 def enter_user_namespace(pid: int) -> None:
-    """Enter the user namespace of a process, becoming root in it; nothing if it is our own. Raises OSError."""
+    """Enter the user namespace of a process, becoming root in it. Raises OSError.
+
+    Nothing is done if it is our own, nor for root of the first user namespace, who may do everything in all of them.
+    """
     theirs = Path("/proc", str(pid), "ns/user")
-    if theirs.stat().st_ino != Path("/proc/self/ns/user").stat().st_ino:
-        descriptor = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(descriptor, CLONE_NEWUSER)
-        finally:
-            os.close(descriptor)
+    ours = Path("/proc/self/ns/user").stat().st_ino
+    if theirs.stat().st_ino == ours or (ours == FIRST_USER_NAMESPACE and os.geteuid() == 0):
+        return
+    descriptor = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(descriptor, CLONE_NEWUSER)
+    finally:
+        os.close(descriptor)
+    if os.geteuid() != 0:
+        # Entering gives all capabilities, but a program that is started keeps them only if its user is root there.
+        os.setgid(0)
+        os.setuid(0)
 
 
 def enter_netns(path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -112,10 +113,8 @@ class HostCollector:
         known = {pod.key for pod in self._given.pods}
         pods = tuple(replace(pod, node_name=NodeName(node)) for pod in self._found.values() if pod.key not in known)
         config = dict(self._given.config)
-        try:
+        with suppress(OSError):  # where there is no flannel
             config[f"node/{node}/subnet.env"] = SUBNET_ENV.read_text()
-        except OSError:
-            pass  # no flannel here
         return replace(self._given, pods=(*self._given.pods, *pods), config=config)
 
     def collect(self, machine: NetnsId, report: Report) -> NodeNetworkStackDump:

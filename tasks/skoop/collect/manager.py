@@ -53,8 +53,8 @@ class CollectorManager:
     def collect(self) -> ClusterState:
         """Return the whole state. Raises NothingCollected, and what the reader of the Kubernetes objects raises."""
         futures = [self._start(machine) for machine in self._namespaces]
-        objects = self._collector.objects()
-        state = assemble(objects, [future.result() for future in futures], source=self._collector.source)
+        dumps = [future.result() for future in futures]
+        state = assemble(self._collector.objects(), dumps, source=self._collector.source)
         if not state.netns:
             raise NothingCollected(self._collector.source, state.uncollected)
         return state

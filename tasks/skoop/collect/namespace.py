@@ -15,6 +15,7 @@ from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from tasks.skoop.collect import diag, rtlinks, rtroutes
+from tasks.skoop.collect.ctdump import dump_conntrack
 from tasks.skoop.collect.messages import Request
 from tasks.skoop.collect.packetfilter import PROC_NET, read_ipsets, read_ipvs, read_packet_filter
 from tasks.skoop.collect.peers import resolve_peers
@@ -28,6 +29,8 @@ from tasks.skoop.model.state import (
     Missing,
     Neighbour,
     NetNS,
+    PolicyRule,
+    Route,
     RouteException,
     Section,
     Socket,
@@ -53,12 +56,13 @@ class _Gaps:
     def note(self, section: Section, reason: str) -> None:
         self.found.append(Missing(section=section, reason=reason))
 
-    def attempt(self, section: Section, read: Callable[[], _Value], otherwise: _Value) -> _Value:
+    def read(self, section: Section, read: Callable[[], tuple[_Value, ...]]) -> tuple[_Value, ...]:
+        """Return what `read` returns; nothing, with a note, where it fails."""
         try:
             return read()
         except _FAILURES as error:
             self.note(section, _reason(error))
-            return otherwise
+            return ()
 
 
 def _reason(error: BaseException) -> str:
@@ -78,31 +82,18 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
     """
     gaps = _Gaps()
     with _netlink() as netlink:
-        interfaces = gaps.attempt(Section.LINKS, lambda: _interfaces(netlink), ())
+        interfaces = gaps.read(Section.LINKS, lambda: _interfaces(netlink))
         names = {link.index: link.name for link in interfaces}
         if any(link.peer_index for link in interfaces):
-            interfaces = gaps.attempt(Section.LINKS, lambda: resolve_peers(netlink, interfaces, request), interfaces)
-        both = (AF_INET, AF_INET6)
-        routes = gaps.attempt(
-            Section.ROUTES,
-            lambda: tuple(
-                one for family in both for one in rtroutes.read_routes(_dump(netlink.get_routes, family=family), names)
-            ),
-            (),
-        )
-        rules = gaps.attempt(
-            Section.RULES,
-            lambda: tuple(
-                one for family in both for one in rtroutes.read_rules(_dump(netlink.get_rules, family=family))
-            ),
-            (),
-        )
-        neighbours = gaps.attempt(Section.NEIGHBOURS, lambda: _neighbours(netlink, names), ())
-        fdb = gaps.attempt(Section.FDB, lambda: rtroutes.read_fdb(_dump(netlink.fdb, "dump"), names), ())
+            interfaces = gaps.read(Section.LINKS, lambda: resolve_peers(netlink, interfaces, request)) or interfaces
+        routes = gaps.read(Section.ROUTES, lambda: _routes(netlink, names))
+        rules = gaps.read(Section.RULES, lambda: _rules(netlink))
+        neighbours = gaps.read(Section.NEIGHBOURS, lambda: _neighbours(netlink, names))
+        fdb = gaps.read(Section.FDB, lambda: rtroutes.read_fdb(_dump(netlink.fdb, "dump"), names))
     tables, nft = read_packet_filter(
         lambda reason: gaps.note(Section.IPTABLES, reason), lambda reason: gaps.note(Section.NFT, reason)
     )
-    sysctls = gaps.attempt(Section.SYSCTLS, read_settings, {})
+    sysctls = dict(gaps.read(Section.SYSCTLS, lambda: tuple(read_settings().items())))
     return NetNS(
         id=request.place.id,
         interfaces=interfaces,
@@ -110,14 +101,14 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
         rules=rules,
         neighbours=neighbours,
         fdb=fdb,
-        sockets=gaps.attempt(Section.SOCKETS, lambda: _sockets(names, pids), ()),
-        conntrack=gaps.attempt(Section.CONNTRACK, lambda: _conntrack(sysctls), ()),
+        sockets=gaps.read(Section.SOCKETS, lambda: _sockets(names, pids)),
+        conntrack=gaps.read(Section.CONNTRACK, lambda: _conntrack(sysctls)),
         sysctls=sysctls,
         tables=tables,
         nft=nft,
-        ipsets=gaps.attempt(Section.IPSETS, read_ipsets, ()),
-        ipvs=gaps.attempt(Section.IPVS, read_ipvs, ()),
-        route_exceptions=gaps.attempt(Section.ROUTE_EXCEPTIONS, _exceptions, ()),
+        ipsets=gaps.read(Section.IPSETS, read_ipsets),
+        ipvs=gaps.read(Section.IPVS, read_ipvs),
+        route_exceptions=gaps.read(Section.ROUTE_EXCEPTIONS, _exceptions),
         missing=tuple(gaps.found),
     )
 
@@ -145,6 +136,16 @@ def _interfaces(netlink: Any) -> tuple[Interface, ...]:  # noqa: ANN401 -- pyrou
     return rtlinks.read_interfaces(_dump(netlink.get_links), _dump(netlink.get_addr))
 
 
+def _routes(netlink: Any, names: rtroutes.Names) -> tuple[Route, ...]:  # noqa: ANN401
+    messages = [message for family in (AF_INET, AF_INET6) for message in _dump(netlink.get_routes, family=family)]
+    return rtroutes.read_routes(messages, names)
+
+
+def _rules(netlink: Any) -> tuple[PolicyRule, ...]:  # noqa: ANN401
+    messages = [message for family in (AF_INET, AF_INET6) for message in _dump(netlink.get_rules, family=family)]
+    return rtroutes.read_rules(messages)
+
+
 def _neighbours(netlink: Any, names: rtroutes.Names) -> tuple[Neighbour, ...]:  # noqa: ANN401
     messages = [message for family in (AF_INET, AF_INET6) for message in _dump(netlink.get_neighbours, family=family)]
     # pyroute2 cannot ask for proxy entries, which the kernel gives in a dump of their own.
@@ -167,7 +168,7 @@ def _sockets(names: rtroutes.Names, pids: Sequence[int]) -> tuple[Socket, ...]:
         one
         for name in ("raw", "raw6")
         if (PROC_NET / name).exists()
-        for one in diag.raw_sockets((PROC_NET / name).read_text(), names, owners)
+        for one in diag.raw_sockets((PROC_NET / name).read_text(), owners)
     ]
     return (*diag.read_sockets(messages, names, owners), *raw)
 
@@ -176,8 +177,6 @@ def _conntrack(sysctls: dict[str, str]) -> tuple[ConntrackEntry, ...]:
     if sysctls.get("net/netfilter/nf_conntrack_count", "0") == "0":
         return ()
     if find_tool("conntrack") is None:
-        from tasks.skoop.collect.ctdump import dump_conntrack
-
         return dump_conntrack()
     return tuple(
         entry

@@ -46,7 +46,7 @@ def read_packet_filter(missing_iptables: Note, missing_nft: Note) -> tuple[tuple
     xtables = [table for family in (4, 6) for table in _legacy(family, missing_iptables)]
     try:
         listed = _list_nft()
-    except (ToolFailed, ParseError, msgspec.DecodeError) as error:
+    except ToolFailed as error:
         missing_nft(str(error))
         return (*xtables, *_nft_unlisted(missing_iptables)), ()
     for family in (4, 6):
@@ -59,7 +59,7 @@ def read_packet_filter(missing_iptables: Note, missing_nft: Note) -> tuple[tuple
             continue
         try:
             native += parse_nft(
-                run_tool(["nft", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
+                run_tool(["nft", "-s", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
             )
         except (ToolFailed, ParseError) as error:
             missing_nft(str(error))
@@ -92,8 +92,13 @@ def _saved(program: str, backend: Backend, family: int, missing: Note) -> tuple[
 
 
 def _list_nft() -> list[_Listed]:
-    rows = msgspec.json.decode(run_tool(["nft", "-j", "list", "tables"]), type=_Tables).nftables
-    return [msgspec.json.decode(row["table"], type=_Listed) for row in rows if "table" in row]
+    """Return the tables of nftables, of any owner. Raises ToolFailed."""
+    text = run_tool(["nft", "-j", "list", "tables"])
+    try:
+        rows = msgspec.json.decode(text, type=_Tables).nftables
+        return [msgspec.json.decode(row["table"], type=_Listed) for row in rows if "table" in row]
+    except msgspec.DecodeError as error:
+        raise ToolFailed("nft -j list tables", f"printed something that is not its JSON ({error})") from error
 
 
 def _nft_unlisted(missing: Note) -> Iterable[XTable]:

@@ -10,17 +10,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from tasks.skoop.bulk import without_gc
 from tasks.skoop.collect.messages import MESSAGE_BYTES, Answer, Hello, Place, Request
 from tasks.skoop.collect.protocol import Report
 from tasks.skoop.errors import KubeprobeError
 from tasks.skoop.model.cluster import NodeNetworkStackDump
 from tasks.skoop.model.ids import NodeName
+from tasks.skoop.snapshot.bulk import without_gc
 
 TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
@@ -61,11 +62,12 @@ class Worker:
         )
         try:
             hello = self._receive(Hello, START_TIMEOUT_S)
-            if hello.error:
-                raise WorkerFailed(f"could not start: {hello.error}")
         except BaseException:
             self.close()
             raise
+        if hello.error:
+            self.close()
+            raise WorkerFailed(f"could not start: {hello.error}")
         self.tools = hello.tools
 
     def collect(self, request: Request) -> Answer:
@@ -81,16 +83,12 @@ class Worker:
 
     def close(self) -> None:
         """End the process and all that it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            try:
+            with suppress(OSError):  # what was still to be sent has nobody to read it
                 stream.close()
-            except OSError:
-                pass  # what was still to be sent has nobody to read it
         self._process.wait()
         self._errors.close()
 
@@ -166,8 +164,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes. Nothing may be collecting any more."""
-        for _ in range(self.size):
-            worker = self._idle.get_nowait()
+        for worker in [self._idle.get_nowait() for _ in range(self.size)]:
             if worker is not None:
                 worker.close()
             self._idle.put(None)

@@ -147,6 +147,12 @@ class FlushConntrack(Struct, frozen=True, tag="flush-conntrack", kw_only=True):
     dport: int
 
 
+class ForgetPathMtu(Struct, frozen=True, tag="forget-path-mtu", kw_only=True):
+    """Forget the path MTUs that were learnt from ICMP errors (else they stay for ten minutes)."""
+
+    netns: NetnsId
+
+
 Change = (
     SetSysctl
     | DeleteRule
@@ -162,6 +168,7 @@ Change = (
     | SetFdb
     | AddSocket
     | FlushConntrack
+    | ForgetPathMtu
 )
 
 

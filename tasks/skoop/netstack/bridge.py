@@ -11,6 +11,7 @@ from tasks.skoop.model.state import Interface
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Skb
 from tasks.skoop.netstack.xtables.api import Hook
@@ -34,34 +35,49 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
     if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [skb]
     before = skb.packet.dst
-    ways = traverse(ns, skb, Hook.PREROUTING)
-    for way in ways:
+    done = []
+    for way in traverse(ns, skb, Hook.PREROUTING):
         if way.end is None:
             way.pre_done = True
-            if way.packet.dst != before:
-                _after_dnat(ns, way, bridge)
-    return ways
+            done += _after_dnat(ns, way, bridge) if way.packet.dst != before else [way]
+        else:
+            done.append(way)
+    return done
 
 
-def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> None:
-    """br_nf_pre_routing_finish: a frame whose destination was translated goes to the bridge itself, unless it stays on it."""
+def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
+    """br_nf_pre_routing_finish: a frame whose destination was translated goes to the bridge itself, unless it stays on it.
+
+    With IPv4 only if the host forwards: else the route found leads nowhere and the frame goes up to be dropped there.
+    """
     skb.dst_mac = bridge.mac
     packet = skb.packet
     found = ns.routers[packet.version].lookup(FlowKey.of(packet, iif=bridge.name), ignore_linkdown=ns.ignore_linkdown)
-    if found is None or found.type != "unicast" or not ns.forwards(bridge.name, packet.version):
-        return
+    if found is None or found.type != "unicast":
+        return [skb]
+    if packet.version == 4 and not ns.forwards(bridge.name, 4):
+        return [skb]
     leg = next((leg for leg in found.legs if leg.dev == bridge.name), None)
     if leg is None:
-        return
+        return [skb]
     target = leg.nexthop.via or packet.dst
     entry = ns.neighbour(bridge.name, target)
-    mac = entry.mac if entry else ns.wire.resolve(ns.id, bridge.name, target, None)
+    if entry is not None and entry.mac is not None:
+        macs: tuple[Mac, ...] = (entry.mac,)
+    else:
+        macs = ns.wire.resolve(ns.id, bridge.name, target, None).macs
+    if not macs:
+        skb.out_dev = bridge.name
+        return [failed(ns, skb, target)]
     place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
-    if mac is None:
-        skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, f"nobody answers for {target} on {bridge.name}")
-        return
-    skb.dst_mac = mac
-    skb.step(place, "bridge", f"translated on the bridge: on to {target} at {mac}")
+    ways = []
+    for mac in macs:
+        way = skb if len(macs) == 1 else skb.clone()
+        way.probability /= len(macs)
+        way.dst_mac = mac
+        way.step(place, "bridge", f"translated on the bridge: on to {target} at {mac}")
+        ways.append(way)
+    return ways
 
 
 def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:

@@ -114,9 +114,11 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.found = found
         skb.at = At.IP_LOCAL_DELIVER
         return [skb]
-    if not ns.forwards(skb.in_dev, packet.version):
+    refused = found is None or bool(found.errno)
+    # IPv6 answers for a missing route whether it forwards or not (the null entry's input is ip6_pkt_discard)
+    if not ns.forwards(skb.in_dev, packet.version) and not (refused and packet.version == 6):
         return [_not_forwarding(ns, skb)]
-    if found is None or found.errno:
+    if found is None or refused:
         return [_no_way(ns, skb, found)]
     if packet.version == 6 and is_link_local(packet.src):
         return [
@@ -168,7 +170,7 @@ def _no_way(ns: Namespace, skb: Skb, found: Found | None) -> Skb:
         reason,
         place,
         f"{what} to {skb.packet.dst}",
-        response=Response(packet=answer, conn=skb.conn),
+        response=Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply),
     )
 
 
@@ -321,7 +323,7 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
         related = True
     if answer is None or packet.tcp_flags == TcpFlags.RST:
         return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, detail)
-    response = Response(packet=answer, conn=skb.conn if related else -1, related=related)
+    response = Response(packet=answer, conn=skb.conn if related else -1, related=related, is_reply=not skb.is_reply)
     return skb.finish(Outcome.REFUSED, Reason.NO_SOCKET, place, detail, action="refuse", response=response)
 
 
@@ -334,7 +336,7 @@ def ip_forward(ns: Namespace, skb: Skb) -> list[Skb]:
     if packet.ttl <= 1:
         answer = icmp.error_about(ns, packet, icmp.TTL_EXCEEDED, to_local=False, in_dev=skb.in_dev)
         place = ns.place(Stage.ROUTE, dev=skb.in_dev, key="ttl")
-        response = Response(packet=answer, conn=skb.conn) if answer else None
+        response = Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply) if answer else None
         return [skb.finish(Outcome.UNREACHABLE, Reason.TTL_EXPIRED, place, "TTL expired", response=response)]
     out = ns.links.get(skb.out_dev)
     if out is None:
@@ -358,7 +360,7 @@ def _too_big(ns: Namespace, skb: Skb, mtu_bytes: int) -> Skb:
     place = ns.place(Stage.MTU, dev=skb.out_dev, key=str(mtu_bytes))
     detail = f"{skb.packet.length} bytes do not fit into {mtu_bytes} of {skb.out_dev} and may not be split"
     skb.narrow(mtu_bytes)
-    response = Response(packet=answer, conn=skb.conn) if answer else None
+    response = Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply) if answer else None
     outcome = Outcome.UNREACHABLE if response else Outcome.DROPPED
     return skb.finish(outcome, Reason.PKT_TOO_BIG, place, detail, response=response)
 

@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from typing import Protocol as Contract
 
+from msgspec import Struct
+
 from tasks.skoop.model.addr import Ip, Mac, ip_version, is_multicast
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NeighbourState, NetNS, Section, Socket
-from tasks.skoop.model.trace import Place, Stage
+from tasks.skoop.model.trace import Place, Stage, Step
 from tasks.skoop.netstack.conntrack import Known
 from tasks.skoop.netstack.fib import FlowKey, Router
 from tasks.skoop.netstack.xtables.api import CompiledTables, Hook
@@ -23,14 +25,23 @@ if TYPE_CHECKING:
     from tasks.skoop.netstack.netfilter import Op
 
 
+class Answers(Struct, frozen=True, kw_only=True):
+    """Who answers a request for an address: no MAC, one, or several (an address that two hosts have).
+
+    `outside`: the link leads to where nothing was collected, so that somebody there may answer. `stopped` are the steps by
+    which the packet filter stopped the question or an answer (neighbour discovery is IPv6 traffic like any other).
+    """
+
+    macs: tuple[Mac, ...] = ()
+    outside: bool = False
+    stopped: tuple[Step, ...] = ()
+
+
 class Wire(Contract):
     """What lies beyond the devices of a namespace: the walk asks it, the cluster answers."""
 
-    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Mac | None:
-        """Ask for the link-layer address of `target` on the link of `dev` (ARP, neighbour discovery).
-
-        None: nobody answers. "": the link leads to where nothing was collected, so that somebody may.
-        """
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> "Answers":
+        """Ask for the link-layer address of `target` on the link of `dev` (ARP, neighbour discovery)."""
 
     def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
@@ -225,10 +236,13 @@ class Namespace:
                 index[slot] = (*index.get(slot, ()), entry)
         return index
 
-    def vxlans_on(self, port: int) -> Iterable[Interface]:
-        """Yield the vxlan devices that listen on a UDP port."""
+    def vxlans_on(self, port: int, version: int) -> Iterable[Interface]:
+        """Yield the vxlan devices that listen on a UDP port with a socket of that IP version (vxlan_sock_add)."""
         for link in self.state.interfaces:
-            if link.vxlan is not None and link.vxlan.port == port and link.up:
+            vxlan = link.vxlan
+            if vxlan is None or vxlan.port != port or not link.up:
+                continue
+            if ip_version(vxlan.local or vxlan.group or "") == version:
                 yield link
 
     def cached_mtu(self, dst: Ip, dev: str) -> int:

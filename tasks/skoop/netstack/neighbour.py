@@ -36,16 +36,23 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = entry.mac
         skb.step(place, "neighbour", f"{target} lladdr {entry.mac} {entry.state}")
         return [skb]
-    mac = ns.wire.resolve(ns.id, skb.out_dev, target, _asker(ns, skb, target))
-    if mac is None or (not mac and ns.neighbours.get((skb.out_dev, target)) is not None):
-        return [_failed(ns, skb, target)]
-    if not mac:  # beyond what was collected: nobody here can say that it does not answer
-        skb.assumed = (*skb.assumed, f"{target} answers on {ns.id} {skb.out_dev}")
-        skb.dst_mac = ""
-        skb.step(place, "assume", f"{target} is outside of what was collected; taken to answer")
-        return [skb]
-    skb.dst_mac = mac
-    skb.step(place, "neighbour", f"{target} answers with {mac}")
+    answers = ns.wire.resolve(ns.id, skb.out_dev, target, _asker(ns, skb, target))
+    if answers.macs:
+        ways = []
+        for mac in answers.macs:
+            way = skb if len(answers.macs) == 1 else skb.clone()
+            way.probability /= len(answers.macs)
+            way.dst_mac = mac
+            way.step(place, "neighbour", f"{target} answers with {mac}")
+            ways.append(way)
+        return ways
+    if not answers.outside or ns.neighbours.get((skb.out_dev, target)) is not None:
+        skb.record(answers.stopped)
+        return [failed(ns, skb, target)]
+    # beyond what was collected: nobody here can say that it does not answer
+    skb.assumed = (*skb.assumed, f"{target} answers on {ns.id} {skb.out_dev}")
+    skb.dst_mac = ""
+    skb.step(place, "assume", f"{target} is outside of what was collected; taken to answer")
     return [skb]
 
 
@@ -56,7 +63,7 @@ def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
     return select_source(ns.state.interfaces, skb.out_dev, target)
 
 
-def _failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
+def failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
     """neigh_invalidate: the sender hears EHOSTUNREACH, after three tries of a second each."""
     place = ns.place(Stage.NEIGHBOUR, dev=skb.out_dev, key=target)
     detail = f"nobody answers for {target} on {skb.out_dev}"
@@ -72,7 +79,7 @@ def _failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
     answer = icmp.error_about(ns, skb.packet, icmp.HOST_UNREACH, to_local=False, in_dev=skb.in_dev)
     if answer is None:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
-    response = Response(packet=answer, conn=skb.conn)
+    response = Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply)
     return skb.finish(Outcome.UNREACHABLE, Reason.NEIGH_FAILED, place, detail, response=response)
 
 

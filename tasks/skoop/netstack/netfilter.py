@@ -255,7 +255,7 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
         place,
         f"rejected with {kind or 'icmp-port-unreachable'}",
         action="reject",
-        response=Response(packet=answer, conn=skb.conn, translatable=translatable),
+        response=Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply, translatable=translatable),
     )
 
 
@@ -320,7 +320,10 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...])
         return [skb]
     source = hook in _NAT_SOURCE
     if skb.packet.inner is not None:
-        skb.packet = conntrack.translate_error(skb.packet, conn, skb.is_reply, source=source)
+        before = skb.packet
+        skb.packet = conntrack.translate_error(before, conn, skb.is_reply, source=source)
+        if hook == Hook.OUTPUT and skb.packet.dst != before.dst:
+            reroute(ns, skb)
         return [skb]
     done = conn.src_done if source else conn.dst_done
     ways = [skb]
@@ -333,7 +336,20 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...])
 
 
 def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, source: bool) -> list[Skb]:
-    """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding."""
+    """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
+
+    Of two back ends' tables the one registered last runs first, which no dump tells: where both would translate, both orders
+    are followed (KERNEL.md 4.1).
+    """
+    if len(tables) > 1 and all(_translates(ns, skb, hook, table) for table in tables):
+        ways = []
+        for first in tables:
+            way = skb.clone()
+            way.probability /= len(tables)
+            what = f"the {first.backend} nat table is taken to run first"
+            way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table="nat"), "assume", what)
+            ways += _consult(ns, way, hook, (first,), source=source)
+        return ways
     undecided, decided = [skb], []
     for table in tables:
         still = []
@@ -354,6 +370,10 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, .
         null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
         way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
     return decided + undecided
+
+
+def _translates(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> bool:
+    return any(result.nat is not None for result in table.evaluate(_context(ns, skb, hook)))
 
 
 def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: TableResult) -> Skb:

@@ -51,6 +51,8 @@ class Response(Struct, frozen=True, kw_only=True):
     packet: Packet
     conn: int = -1
     related: bool = True
+    is_reply: bool = True
+    """Its direction: the other one than that of the packet that it is about (nf_conntrack_attach)."""
     translatable: bool = True
     """False where the kernel does not un-NAT the answer (a RST forged by REJECT; KERNEL.md section 8)."""
 

@@ -107,7 +107,7 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb.answer = True
     skb.translatable = response.translatable
     if response.related and response.conn >= 0:
-        skb.conn, skb.is_reply = response.conn, True
+        skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
     source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
     return run(ns, ip.route_output(ns, skb, source=source))

@@ -87,7 +87,7 @@ def vxlan_rcv(ns: Namespace, skb: Skb) -> Skb:
     outer = skb.packet
     inner = outer.encap
     assert inner is not None
-    devices = list(ns.vxlans_on(outer.dport)) if outer.protocol == Protocol.UDP else []
+    devices = list(ns.vxlans_on(outer.dport, outer.version)) if outer.protocol == Protocol.UDP else []
     if outer.protocol != Protocol.UDP:
         skb.missing = (*skb.missing, f"{ns.id}: {outer.protocol} tunnels")
         place = ns.place(Stage.TUNNEL, key=str(outer.protocol))

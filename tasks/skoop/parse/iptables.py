@@ -14,7 +14,8 @@ from tasks.skoop.parse.iptables_rule import RuleReader, SpecError
 
 POLICIES = frozenset(("ACCEPT", "DROP", "-", "QUEUE", "RETURN"))
 COUNTERS = re.compile(r"\[\d+:\d+\]$")
-COMPLETED = re.compile(r"# Completed(?: on .*\d{4})?\s*$")
+COMPLETED = re.compile(r"# Completed(?: on .*\d{4})?$")
+GENERATED = "# Generated"
 NOT_A_DUMP = "this is not a dump; take one with iptables-save"
 TRUNCATED = "the dump was cut short; take it again"
 
@@ -80,7 +81,8 @@ class _Dump:
             if not COMPLETED.match(line):
                 raise self.fail("half a line", advice=TRUNCATED)
             return False
-        return generated or line.startswith("# Generated")
+        cut_in_it = self.number == len(self.lines) and GENERATED.startswith(line)
+        return generated or cut_in_it or line.startswith(GENERATED)
 
     def _table(self) -> tuple[Chain, ...]:
         """Read from the line after `*name` to COMMIT."""
@@ -89,10 +91,11 @@ class _Dump:
         read = self.reader.rule
         for number, line in enumerate(self.lines[self.number :], self.number + 1):
             first = line[:1]
-            if first == "[":
-                cut = line.find("] -A ") + 2
-            elif first == "-":
-                cut = 0
+            if first == "-":
+                words = line.split(" ", 2)
+            elif first == "[":
+                counters, _, rest = line.partition(" ")
+                words = rest.split(" ", 2) if counters == "[0:0]" or COUNTERS.match(counters) else [""]
             elif line.rstrip() == "COMMIT":
                 self.number = number
                 return tuple(Chain(name, policy, tuple(rules[name])) for name, policy in policies.items())
@@ -100,18 +103,13 @@ class _Dump:
                 self.number = number
                 self._declaration(line, policies, rules)
                 continue
-            end = line.find(" ", cut + 3)
-            chain, spec = (line[cut + 3 : end], line[end + 1 :]) if end > 0 else (line[cut + 3 :], "")
-            if spec[-1:] == " ":
-                spec = spec.rstrip(" ")
             try:
-                rules[chain].append(read(spec))
-            except (KeyError, SpecError) as error:
-                self.number = number
-                raise self._bad_rule(line, cut, chain, error) from None
-            if line[cut : cut + 3] != "-A ":
-                self.number = number
-                raise self._bad_rule(line, cut, chain, None)
+                if words[0] != "-A":
+                    raise self._bad_rule(line, number, None)
+                chain, spec = words[1], words[2] if len(words) > 2 else ""
+                rules[chain].append(read(spec.rstrip(" ") if spec[-1:] == " " else spec))
+            except (KeyError, IndexError, SpecError) as error:
+                raise self._bad_rule(line, number, error) from None
         self.number = len(self.lines)
         raise self.fail("the table has no COMMIT", advice=TRUNCATED)
 
@@ -134,13 +132,17 @@ class _Dump:
         elif line.strip() and not line.startswith("#"):
             raise self.fail(f"{_shown(line)} is not a line of a dump")
 
-    def _bad_rule(self, line: str, cut: int, chain: str, error: Exception | None) -> ParseError:
-        if cut == 1 or not line.startswith("-A ", cut):
-            return self.fail(f"{_shown(line)} is not a rule", advice=NOT_A_DUMP)
+    def _bad_rule(self, line: str, number: int, error: Exception | None) -> ParseError:
+        self.number = number
+        cut = line.find("] ") + 2 if line.startswith("[") else 0
+        _, _, rest = line[cut:].partition(" ")
+        chain = rest.partition(" ")[0]
         if isinstance(error, SpecError):
-            column = cut + 3 + len(chain) + 1 + error.offset + 1
+            column = cut + len("-A ") + len(chain) + 1 + error.offset + 1
             return self.fail(f"{error.problem} (in the rule {_shown(line[cut:])})", column=column)
-        return self.fail(f"the chain {chain} was not declared", column=cut + 4)
+        if isinstance(error, KeyError):
+            return self.fail(f"the chain {chain} was not declared", column=cut + len("-A ") + 1)
+        return self.fail(f"{_shown(line)} is not a rule", advice=NOT_A_DUMP)
 
 
 def _shown(line: str) -> str:

@@ -224,11 +224,10 @@ def _basic(piece: str) -> Match | None:
 def _module(text: str) -> tuple[Match, ...] | None:
     """Return the match of one `-m` fragment, None if what it means hangs on the rest of the rule or is not one match."""
     try:
-        reader = _SpecReader("-m " + text)
-        matches, target = reader.read()
+        matches, target = read_spec("-m " + text)
     except SpecError:
         return None
-    return matches if len(matches) == 1 and target == Target() and not reader.needs_context else None
+    return matches if len(matches) == 1 and target == Target() else None
 
 
 def _address(text: str) -> str:
@@ -260,7 +259,6 @@ class _SpecReader:
         self.target_options: list[Option] = []
         self.in_target = False
         self.proto = ""
-        self.needs_context = False
 
     def read(self) -> tuple[tuple[Match, ...], Target]:
         while self.at < len(self.tokens):
@@ -324,7 +322,6 @@ class _SpecReader:
             self.target_options.append(option)
             return
         if name in IMPLICIT and (not self.matches or self.matches[-1][0] not in OWN_MATCH):
-            self.needs_context = True
             own = IMPLICIT_NAME.get(self.proto, self.proto)
             if not own:
                 raise SpecError(offset, f"--{name} without -p")

@@ -9,7 +9,7 @@ from tasks.skoop.model.addr import Net, bounds, ip_version
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId, NodeName, node_netns
 from tasks.skoop.model.state import Interface, NetNS, Section
-from tasks.skoop.model.suspicion import InsertRule, SetLink, Suspicion
+from tasks.skoop.model.suspicion import ForgetPathMtu, InsertRule, SetLink, Suspicion
 from tasks.skoop.model.trace import Place, Stage
 from tasks.skoop.plugins.flannel_config import FlannelConfig, FlannelNode, underlay_device
 
@@ -36,6 +36,7 @@ def device_suspicions(
     yield from _settings(config, netns.id, node, link, place)
     yield from _mac_and_address(netns.id, node, link, place)
     yield from _mtu(state, config, netns, node, link)
+    yield from _strangers(config, netns, node, link)
 
 
 def _settings(
@@ -95,6 +96,20 @@ def _mac_and_address(netns: NetnsId, node: FlannelNode, link: Interface, place: 
         )
 
 
+def _strangers(config: FlannelConfig, netns: NetNS, node: FlannelNode, link: Interface) -> Iterator[Suspicion]:
+    """Report forwarding entries that lead to no node of the cluster."""
+    known = {peer.public_ip for peer in config.nodes.values()}
+    for entry in netns.fdb:
+        if entry.dev == link.name and entry.master is None and entry.dst is not None and entry.dst not in known:
+            yield suspect(
+                "KP-VXLAN-011",
+                f"{link.name} on {node.name} has an entry for {entry.mac} at {entry.dst}, which is no node",
+                subject=netns.id,
+                place=Place(netns=netns.id, stage=Stage.TUNNEL, dev=link.name, key=entry.mac),
+                seen=f"{entry.mac} dst {entry.dst}",
+            )
+
+
 def _mtu(
     state: ClusterState, config: FlannelConfig, netns: NetNS, node: FlannelNode, link: Interface
 ) -> Iterator[Suspicion]:
@@ -111,7 +126,7 @@ def _mtu(
             place=Place(netns=netns.id, stage=Stage.MTU, dev=under.name, key=under.name),
             seen=str(under.mtu),
             expected=str(usual),
-            changes=(SetLink(netns=netns.id, dev=under.name, mtu=usual),),
+            changes=(SetLink(netns=netns.id, dev=under.name, mtu=usual), *_forget(state, under.mtu)),
         )
     most = under.mtu - config.headroom
     if link.mtu > most:
@@ -124,6 +139,13 @@ def _mtu(
             expected=f"at most {most}",
             changes=(SetLink(netns=netns.id, dev=link.name, mtu=most),),
         )
+
+
+def _forget(state: ClusterState, mtu: int) -> Iterator[ForgetPathMtu]:
+    """Yield the changes that make namespaces forget path MTUs which the small device taught them."""
+    for netns in state.netns.values():
+        if any(0 < known.mtu <= mtu for known in netns.route_exceptions) and not netns.id.startswith("host/"):
+            yield ForgetPathMtu(netns=netns.id)
 
 
 def usual_underlay_mtu(state: ClusterState, config: FlannelConfig) -> int | None:

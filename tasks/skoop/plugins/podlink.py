@@ -282,7 +282,7 @@ class PodLinks:
         for version in sorted({ip_version(ip) for ip in pod.ips}):
             default = next((route for route in netns.routes if _is_default(route, version)), None)
             if default is None:
-                wanted = self._default_route(pod, plug.inside, version)
+                wanted = self.default_route(pod, plug.inside, version)
                 yield suspect(
                     "KP-ROUTE-003",
                     f"{pod.key} has no IPv{version} default route",
@@ -310,7 +310,7 @@ class PodLinks:
                     seen=hop.via,
                 )
 
-    def _default_route(self, pod: PodMeta, inside: Interface, version: int) -> Route | None:
+    def default_route(self, pod: PodMeta, inside: Interface, version: int) -> Route | None:
         """Return the default route that the pod should have: through the bridge, or as its neighbours on the node have it."""
         node = self._state.netns.get(node_netns(pod.node_name))
         own = [ip for ip in pod.ips if ip_version(ip) == version]
@@ -331,7 +331,7 @@ class PodLinks:
         """Return the routes to add after the pod's interface went up again: the kernel only restores the connected ones."""
         found: list[Change] = []
         for version in sorted({ip_version(ip) for ip in pod.ips}):
-            route = self._default_route(pod, inside, version)
+            route = self.default_route(pod, inside, version)
             if route is not None:
                 found.append(AddRoute(netns=pod.netns, route=route))
         return found

@@ -15,8 +15,9 @@ class Plugin(Interface):
     name: str
     """`flannel`, `generic` …"""
 
-    description: str
-    """One line for reports: which plugin, in which mode, and how that was found out."""
+    @property
+    def description(self) -> str:
+        """One line for reports: which plugin, in which mode, and how that was found out."""
 
     def create_pod(self, pod: PodKey) -> NetNode:
         """Return the NetNode of a pod, with what looks wrong there. Raises KeyError for a pod that does not exist."""

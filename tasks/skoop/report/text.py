@@ -252,12 +252,19 @@ def _write_also_seen(writer: "_Writer", diagnosis: Diagnosis) -> None:
 
 
 def _write_suspicion_list(writer: "_Writer", heading: str, suspicions: tuple[Suspicion, ...]) -> None:
-    if not suspicions:
+    """Write one line for each, the worst first; those that are only good to know are counted unless all is asked for."""
+    ranked = sorted(suspicions, key=lambda one: _LEVEL_ORDER.index(one.level))
+    told = [one for one in ranked if one.level is not Level.INFO or writer.style.depth is Depth.DETAILED]
+    if not ranked:
         return
     writer.heading(heading)
-    for suspicion in sorted(suspicions, key=lambda one: _LEVEL_ORDER.index(one.level)):
-        where = f" ({netns_words(suspicion.subject)})" if suspicion.subject else ""
+    for suspicion in told:
+        where = netns_words(suspicion.subject)
+        bare = where.rpartition(" ")[2]
+        where = f" ({where})" if where and bare not in suspicion.message else ""
         writer.hanging(f"  {suspicion.level:<8}  ", f"{suspicion.code} {suspicion.message}{where}".strip(), indent=12)
+    if len(told) < len(ranked):
+        writer.line(writer.paint(f"  {len(ranked) - len(told)} of level info, told with --detail detailed", _Paint.DIM))
 
 
 def _and(parts: list[str]) -> str:

@@ -81,9 +81,9 @@ def sysctl_name(key: str) -> str:
 
 
 def netns_words(netns: str) -> str:
-    """Return `pod shop/web-1`, `node n1`, `host ext` for a namespace's id."""
+    """Return `pod shop/web-1`, `node n1`, `host ext` for a namespace's id; anything else as it is."""
     kind, _, name = netns.partition("/")
-    return f"{kind} {name}" if name else netns
+    return f"{kind} {name}" if kind in ("pod", "node", "host") and name else netns
 
 
 def how_to_see(place: Place) -> Seen:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 from tasks.skoop.assertions.codes import suspect
-from tasks.skoop.assertions.rules import TableView, dport, plain, tables_of
-from tasks.skoop.model.addr import ip_version, parse_ip
+from tasks.skoop.assertions.rules import TableView, dport, network, plain, tables_of
+from tasks.skoop.model.addr import host_net, ip_version, parse_ip
 from tasks.skoop.model.cluster import ClusterState, NodeMeta, Service, ServicePort
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import NetNS
@@ -165,15 +165,16 @@ class TableCheck:
         internal = ends.local if service.internal_traffic_policy == "Local" else ends.cluster
         for ip in ips:
             if ip_version(ip) == self.nat.family:
-                yield from self._address(name, port, ip, "cluster IP", bool(internal), ends)
+                yield from self._address(service, port, ip, "cluster IP", bool(internal), ends)
         if internal:
             yield from backends.cluster_ip(self._target(name, ips, port))
         if not is_external(service, port) or not ends.usable_anywhere:
             return
         for ip, what in self._external_addresses(service):
-            yield from self._address(name, port, ip, what, True, ends)
+            yield from self._address(service, port, ip, what, True, ends)
         if port.node_port:
             yield from self._node_port(name, port)
+        yield from self._source_ranges(service, name)
         yield from backends.external(self._external_chain(name, port))
 
     def _target(self, name: PortName, ips: list[str], port: ServicePort) -> str:
@@ -202,9 +203,10 @@ class TableCheck:
         return caught[1].target.name if caught else ""
 
     def _address(
-        self, name: PortName, port: ServicePort, ip: str, what: str, has_backends: bool, ends: Categories
+        self, service: Service, port: ServicePort, ip: str, what: str, has_backends: bool, ends: Categories
     ) -> Iterator[Suspicion]:
         """Check that an address is caught when it has backends, and refused when not."""
+        name = port_name(service, port)
         key = (ip, str(name.protocol), port.port)
         caught, refused = self._dispatch.get(key), self._refusals.get(key)
         chains = names.chains_of(name)
@@ -221,7 +223,8 @@ class TableCheck:
                 expected=f"-A {names.SERVICES} {names.dispatch_rule(name, ip, port.port, what, target or chains.cluster)}",
                 changes=self._insert_dispatch(name, ip, port.port, what, target),
             )
-        if has_backends and refused is not None:
+        elsewhere = what != "cluster IP" and service.external_traffic_policy == "Local" and not ends.local
+        if has_backends and refused is not None and not elsewhere:
             yield self._refused_in_vain(name, refused, ends)
         if not has_backends and what == "cluster IP" and refused is None and self.filters is not None:
             rule = names.reject_rule(name, ip, port.port)
@@ -267,6 +270,25 @@ class TableCheck:
             expected=f"-A {names.NODEPORTS} {rule}",
             changes=(insert_rule(self.nat, names.NODEPORTS, 0, rule),) if present else (),
         )
+
+    def _source_ranges(self, service: Service, name: PortName) -> Iterator[Suspicion]:
+        """Check that the firewall chain lets in what loadBalancerSourceRanges names, and nobody else but the address itself."""
+        chain = names.chains_of(name).firewall
+        ranges = {net for net in service.load_balancer_source_ranges if ip_version(net) == self.nat.family}
+        if chain not in self.nat.chains or not ranges:
+            return
+        addresses = {host_net(ip) for ip in service.load_balancer_ips}
+        allowed = {network(rule, "src") for rule in self.nat.rules(chain) if rule.target.name.startswith("KUBE-")}
+        if not ranges <= allowed or allowed - ranges - addresses:
+            shown = ", ".join(sorted(str(net) for net in allowed - addresses))
+            yield suspect(
+                "KP-SVC-016",
+                f"{self.node} lets other clients reach the load balancer address of {name} than its source ranges name",
+                subject=self.subject,
+                place=self.nat.place(chain),
+                seen=shown or "nobody",
+                expected=", ".join(sorted(ranges)),
+            )
 
     def _strangers(self) -> Iterator[Suspicion]:
         """Report addresses and ports that are caught for no Service."""

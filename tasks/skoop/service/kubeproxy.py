@@ -163,4 +163,4 @@ def _frontend(service: Service, packet: Packet) -> Frontend:
 
 def _source_allowed(service: Service, packet: Packet) -> bool:
     ranges = [net for net in service.load_balancer_source_ranges if ip_version(net) == packet.version]
-    return not ranges or any(contains(net, packet.src) for net in ranges)
+    return not ranges or packet.src == packet.dst or any(contains(net, packet.src) for net in ranges)

@@ -120,7 +120,7 @@ def categorize(service: Service, port: ServicePort, endpoints: Iterable[Backend]
     external = is_external(service, port)
     usable = False
     cluster: tuple[Backend, ...] = ()
-    if not internal_local or (external and not external_local):
+    if not internal_local or external:  # policy Local needs them as well: pods and the node itself take a short cut
         zone = _zone(service, known, node)
         cluster = tuple(end for end in known if end.ready and (not zone or zone in end.zones))
         if not cluster:
@@ -141,6 +141,6 @@ def _zone(service: Service, endpoints: tuple[Backend, ...], node: NodeMeta) -> s
     asked = next((service.annotations[key] for key in TOPOLOGY_ANNOTATIONS if key in service.annotations), "")
     zone = node.labels.get(ZONE_LABEL, "")
     ready = [end for end in endpoints if end.ready]
-    if asked not in ("Auto", "auto") or not zone or not all(end.zones for end in ready):
+    if asked in ("", "Disabled", "disabled") or not zone or not all(end.zones for end in ready):
         return ""
     return zone if any(zone in end.zones for end in ready) else ""

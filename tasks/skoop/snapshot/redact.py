@@ -16,13 +16,14 @@ from msgspec.structs import replace
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState
 from tasks.skoop.model.state import NetNS, Socket
 
-REMOVED = "[removed]"
+REMOVED = "(removed)"
 
 _CREDENTIAL = re.compile(
     r"passw(or)?d|passphrase|secret|token|api-?_?key|private-?_?key|credential|client-?_?key|key-data|bearer|psk",
     re.IGNORECASE,
 )
 _DROPPED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration", "deprecated.daemonset.template.generation")
+_SECRET_SYSCTLS = ("/tcp_fastopen_key", "/stable_secret")
 _WHOLE_VALUE_BYTES = 16 << 10
 """An annotation longer than this is not a setting that a diagnosis reads."""
 
@@ -103,9 +104,34 @@ def keeps_config(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """Return settings or a command line with the values of passwords, tokens and keys replaced."""
-    text = _PEM.sub(REMOVED, text)
-    text = _URL_USER.sub(rf"\g<scheme>\g<user>:{REMOVED}@", text)
-    return _SETTING.sub(rf"\g<name>{REMOVED}", text)
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # not JSON after all: YAML in its flow form, or prose
+        else:
+            clean = _clean_json(content)
+            return text if clean == content else json.dumps(clean, ensure_ascii=False)
+    return _SETTING.sub(_removed_value, _clean_string(text))
+
+
+def _clean_string(text: str) -> str:
+    return _URL_USER.sub(rf"\g<scheme>\g<user>:{REMOVED}@", _PEM.sub(REMOVED, text))
+
+
+def _removed_value(found: re.Match[str]) -> str:
+    quote = found["value"][0] if found["value"][0] in "\"'" else ""
+    return f"{found['name']}{quote}{REMOVED}{quote}"
+
+
+def _clean_json(value: Any, *, secret: bool = False) -> Any:  # noqa: ANN401 -- JSON is any of its kinds
+    if isinstance(value, dict):
+        return {name: _clean_json(one, secret=secret or bool(_CREDENTIAL.search(name))) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_clean_json(one, secret=secret) for one in value]
+    if isinstance(value, str):
+        return REMOVED if secret else _clean_string(value)
+    return value
 
 
 def redact_command(text: str) -> str:
@@ -114,12 +140,15 @@ def redact_command(text: str) -> str:
 
 
 def _redact_netns(netns: NetNS) -> NetNS:
-    if not any(socket.process for socket in netns.sockets):
-        return netns
     sockets = tuple(_redact_socket(socket) for socket in netns.sockets)
-    return netns if sockets == netns.sockets else replace(netns, sockets=sockets)
+    sysctls = {name: value for name, value in netns.sysctls.items() if not name.endswith(_SECRET_SYSCTLS)}
+    if sockets == netns.sockets and len(sysctls) == len(netns.sysctls):
+        return netns
+    return replace(netns, sockets=sockets, sysctls=sysctls)
 
 
 def _redact_socket(socket: Socket) -> Socket:
+    if not socket.process:
+        return socket
     process = redact_command(socket.process)
     return socket if process == socket.process else replace(socket, process=process)

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from tasks.skoop.bulk import without_gc
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.snapshot.archive import read_archive, write_archive
 from tasks.skoop.snapshot.atomic import refusing
 from tasks.skoop.snapshot.blobs import Digest
+from tasks.skoop.snapshot.bulk import without_gc
 from tasks.skoop.snapshot.directory import read_directory_head, read_directory_objects, write_directory
 from tasks.skoop.snapshot.errors import CorruptSnapshot, NotASnapshot, SaveRefused, SnapshotTooLarge
 from tasks.skoop.snapshot.layout import OBJECTS, SUFFIX, Head, Limits, new_head, parse_head

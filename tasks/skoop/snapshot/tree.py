@@ -84,6 +84,7 @@ class _Sink:
 
 def split(state: ClusterState) -> Tree:
     """Return the state as a manifest and blobs. The same content gives the same digests, whatever the order of its maps."""
+    assert all(netns.id == name for name, netns in state.netns.items())
     sink = _Sink()
     netns = {name: sink.put(NETNS, _split_netns(state.netns[name], sink)).hex() for name in sorted(state.netns)}
     empty = ClusterObjects()

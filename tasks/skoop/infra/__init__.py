@@ -1,0 +1,1 @@
+"""What lies between the nodes: the InfraShim, one module per environment."""

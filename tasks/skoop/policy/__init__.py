@@ -1,0 +1,1 @@
+"""NetworkPolicy: which policies concern a pod. What they allow is not evaluated yet."""

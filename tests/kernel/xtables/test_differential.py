@@ -1,0 +1,115 @@
+"""Random rulesets and packets: the kernel's own counters and deliveries against the rule engine's steps.
+
+Each case is one packet sent through one ruleset, by one back end and family; a difference names the seed that makes it again.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.skoop.model.addr import Ip
+from tasks.skoop.model.packet import Packet, Protocol
+from tasks.skoop.model.state import IpSet, IpSetEntry, NetNS
+from tasks.skoop.model.xtables import Backend
+from tasks.skoop.netstack.xtables.compile import compile_tables
+from tasks.skoop.parse.iptables import parse_iptables_save
+from tests.kernel.xtables.random_rules import BASES, SETS, RuleMaker
+from tests.kernel.xtables.reference_walk import ROUTER, Traveller
+from tests.kernel.xtables.router_lab import MARKER, RouterLab, counters
+
+pytestmark = pytest.mark.root
+
+RULESETS = 25
+PACKETS = 8
+SEED = int(os.environ.get("XTABLES_SEED", "1"))
+EMPTY = "".join(
+    f"*{table}\n" + "".join(f":{chain} ACCEPT\n" for chain in chains) + "COMMIT\n" for table, chains in BASES.items()
+)
+TOOLS = {4: "iptables", 6: "ip6tables"}
+Key = tuple[str, str, int]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RouterLab]:
+    if os.geteuid():
+        pytest.skip("needs root to make network namespaces")
+    with RouterLab() as router:
+        for text in SETS.values():
+            router.on_router("ipset", "restore", given=text)
+        yield router
+
+
+def _ipsets(text: str) -> tuple[IpSet, ...]:
+    """Return the sets of `ipset restore` input."""
+    kinds: dict[str, tuple[str, int]] = {}
+    entries: dict[str, list[IpSetEntry]] = {}
+    for line in text.splitlines():
+        verb, name, what, *more = line.split()
+        if verb == "create":
+            kinds[name] = (what, 6 if "inet6" in more else 4)
+        else:
+            entries.setdefault(name, []).append(IpSetEntry(what, "nomatch" in more))
+    return tuple(
+        IpSet(name=name, type=kind, family=family, entries=tuple(entries[name]))
+        for name, (kind, family) in kinds.items()
+    )
+
+
+def _marker(family: int) -> Packet:
+    dst = Ip("10.2.0.2" if family == 4 else "fd00:2::2")
+    return Packet(
+        src=Ip(MARKER[family]), dst=dst, protocol=Protocol.UDP, sport=9, dport=9, length=60 if family == 4 else 80
+    )
+
+
+def _foretold(
+    dump: str, packets: list[Packet], family: int, backend: Backend
+) -> tuple[Counter[Key], dict[int, Packet]]:
+    netns = NetNS(
+        id=ROUTER, tables=parse_iptables_save(dump, backend=backend, family=family), ipsets=_ipsets(SETS[family])
+    )
+    tables = compile_tables(netns)
+    met: Counter[Key] = Counter()
+    arrived: dict[int, Packet] = {}
+    for position, packet in enumerate(packets):
+        passage = Traveller(tables, packet).walk()
+        met.update((step.place.table, step.place.chain, step.place.rule) for step in passage.steps)
+        if passage.arrives is not None:
+            arrived[position] = passage.arrives.with_(mark=0, ct_state="")
+    return met, arrived
+
+
+def _compare(lab: RouterLab, backend: Backend, family: int, seed: int) -> list[str]:
+    """Return what differs for one ruleset, nothing if all is as foretold."""
+    maker, tool = RuleMaker(seed, family), f"{TOOLS[family]}-{backend}"
+    lab.on_router(f"{tool}-restore", given=maker.ruleset())
+    try:
+        packets = [maker.packet(lab.serial + number) for number in range(PACKETS)]
+        arrived = lab.send(packets, _marker(family))
+        dump = lab.on_router(f"{tool}-save", "-c")
+    finally:
+        lab.on_router(f"{tool}-restore", given=EMPTY)
+    met, foretold = _foretold(dump, packets, family, backend)
+    differences = [
+        f"{'/'.join(key[:2])}#{key[2]}: kernel {seen}, foretold {met[key]}"
+        for key, seen in counters(dump).items()
+        if seen != met[key] and not _of_the_marker(key) and not (key[2] == 0 and backend == Backend.NFT)
+    ]
+    for position, packet in enumerate(packets):
+        if arrived.get(position) != foretold.get(position):
+            differences.append(f"{packet}: arrived {arrived.get(position)!r}, foretold {foretold.get(position)!r}")
+    return [f"seed {seed} ({tool})", *differences, dump] if differences else []
+
+
+def _of_the_marker(key: Key) -> bool:
+    return key[2] == 1 and key[1].isupper() and "-" not in key[1]
+
+
+@pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("backend", list(Backend))
+def test_rules_met_and_packets_delivered_are_those_foretold(lab: RouterLab, backend: Backend, family: int) -> None:
+    print(f"seeds {SEED * 1000} to {SEED * 1000 + RULESETS - 1}")  # noqa: T201
+    for seed in range(SEED * 1000, SEED * 1000 + RULESETS):
+        assert not _compare(lab, backend, family, seed), "\n".join(_compare(lab, backend, family, seed))

@@ -1,0 +1,39 @@
+"""The whole state of a namespace as text, in the words of the usual tools: to tell whether mending left anything behind."""
+
+import re
+
+from lab.netns import Netns
+
+_CHANGING = re.compile(
+    r"\[\d+:\d+\]|^# .*| (?:valid_lft|preferred_lft|expires) \S+|handle \d+|mcast\S* \S+|state UNKNOWN", re.M
+)
+_EMPTY_TABLE = re.compile(r"^\*\w+\n(?::\w+ ACCEPT \n)+COMMIT\n", re.M)
+COMMANDS = (
+    ("ip", "-4", "route", "show", "table", "all"),
+    ("ip", "-6", "route", "show", "table", "all"),
+    ("ip", "-o", "addr"),
+    ("ip", "-o", "link"),
+    ("ip", "rule"),
+    ("bridge", "-d", "link"),
+)
+PERMANENT = (("bridge", "fdb"), ("ip", "neigh", "show", "nud", "permanent"))
+RULES = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
+SYSCTLS = "sysctl -a 2>/dev/null | grep -E '^net.(ipv4.(conf|ip_forward)|ipv6.conf|bridge)'"
+
+
+def dump(netns: Netns) -> dict[str, list[str]]:
+    """Return command → its lines, without counters and ages; rules in order, all else sorted."""
+    found = {" ".join(command): sorted(_clean(netns.run(command)).splitlines()) for command in COMMANDS}
+    for command in PERMANENT:
+        lines = netns.run(command).splitlines()
+        found[" ".join(command)] = sorted(line for line in lines if "permanent" in line.lower() or command[0] == "ip")
+    for tool in RULES:
+        found[tool] = _EMPTY_TABLE.sub("", _clean(netns.run([tool])) + "\n").split("\n")
+    found["nft"] = _clean(netns.run(["nft", "list", "ruleset"])).splitlines()
+    found["sysctl"] = sorted(netns.run(["sh", "-c", SYSCTLS]).splitlines())
+    return found
+
+
+def _clean(text: str) -> str:
+    lines = (line.rstrip() if "ACCEPT" not in line else line for line in _CHANGING.sub("", text).splitlines())
+    return "\n".join(line for line in lines if line)
