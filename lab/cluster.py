@@ -23,7 +23,7 @@ from lab.plan import Backend, ClusterPlan, Kind, make_plan
 from lab.prober import Ask, Attempt, attempt_all
 from lab.rtnl import NETLINK_NETFILTER, NetlinkError, Rtnl
 from lab.servers import Servers
-from lab.snapshot import forget_neighbours
+from lab.snapshot import forget_neighbours, forget_path_mtus
 from lab.truth import Truth, find
 from lab.watch import Watch
 from tasks.skoop.model.trace import View
@@ -173,11 +173,13 @@ class Lab:
         return self._faulting.take_out(fault)
 
     def forget(self, *, connections: bool = True) -> None:
-        """Forget learned neighbours, cached path MTUs and (unless told not to) tracked connections: the next try is the first."""
+        """Forget learned neighbours, cached path MTUs and (unless told not to) tracked connections: the next try is the first.
+
+        Below a user namespace the kernel keeps the switch for cached path MTUs to itself; they then live on.
+        """
         for netns in self.spaces.values():
             forget_neighbours(netns)
-            for family in ("ipv4", "ipv6"):
-                netns.sysctl(f"{family}/route/flush", 1)
+            forget_path_mtus(netns)
             if connections:
                 flush_conntrack(netns)
 

@@ -5,6 +5,7 @@ Taken as the kernel's own dump messages and given back to it as they are; only w
 
 import errno
 import struct
+from pathlib import Path
 
 from lab import rtnl
 from lab.netns import Netns
@@ -98,3 +99,12 @@ def forget_neighbours(netns: Netns) -> None:
     except rtnl.NetlinkError as error:
         if error.errno != errno.ENOENT:  # it has just gone by itself
             raise
+
+
+def forget_path_mtus(netns: Netns) -> None:
+    """Drop the route exceptions of a namespace, where the kernel lets us."""
+    with netns.inside():
+        for family in ("ipv4", "ipv6"):
+            switch = Path(f"/proc/sys/net/{family}/route/flush")
+            if switch.exists():
+                switch.write_text("1")

@@ -1,7 +1,6 @@
 """The reference of the command line, in Markdown, from the commands' own help."""
 
 import io
-import os
 from contextlib import redirect_stdout
 
 INTRODUCTION = """# The command line
@@ -51,10 +50,9 @@ def reference() -> str:
 
 
 def help_text(words: tuple[str, ...]) -> str:
-    """Return what `--help` prints for a command, 100 columns wide."""
+    """Return what `--help` prints for a command."""
     from kubectl_probe.main import main
 
-    os.environ.update(COLUMNS="100", NO_COLOR="1")
     out = io.StringIO()
     with redirect_stdout(out):
         status = main([*words, "--help"])

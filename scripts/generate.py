@@ -6,6 +6,7 @@ The table of them is GENERATED. What is written depends on the sources alone, ne
 import argparse
 import difflib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,17 +43,25 @@ def command_files() -> Iterator[tuple[Path, str]]:
     yield ROOT / "docs" / "cli.md", f"{NOTICE}\n\n{reference()}"
 
 
+def readme_file() -> Iterator[tuple[Path, str]]:
+    """README with the report that the program gives of the bundled snapshot, between its markers."""
+    from scripts.readme_example import with_example
+
+    readme = ROOT / "README.md"
+    yield readme, with_example(readme.read_text(), DEMO_SNAPSHOT.relative_to(ROOT))
+
+
 TEXTS: Mapping[str, Callable[[], Iterator[tuple[Path, str]]]] = {
     "schema": schema_files,
     "codes": code_files,
     "cli": command_files,
+    "readme": readme_file,
 }
 
 
 def make_demo_snapshot(target: Path) -> str:
     """Make the snapshot that the demo falls back on from the recording of a real cluster; return its digest."""
     from tasks.skoop.collect.dumps import load_dumps
-
     from tasks.skoop.snapshot import save
 
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +128,8 @@ def write_all() -> None:
 
 def main() -> int:
     """Write or check; exit status 1 if something is out of date."""
+    os.chdir(ROOT)
+    os.environ.update(COLUMNS="100", NO_COLOR="1")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; say what is out of date")
     if not parser.parse_args().check:

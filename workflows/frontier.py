@@ -38,6 +38,7 @@ class Frontier:
         self._tally = _Tally(dag)
         self._results: dict[tuple[str, Index], Any] = {}
         self._elements: dict[tuple[str, Index], Any] = {}
+        self._labels: dict[tuple[str, Index], str] = {}
         self._skipped: set[tuple[str, Index]] = set()
         self._settled: set[Need] = set()
         self._lacking: dict[tuple[str, Index], int] = {}
@@ -118,20 +119,22 @@ class Frontier:
     def _open(self, name: str, index: Index) -> None:
         step = self._dag.steps[name]
         wanted = step.when is None or bool(self._value(step, step.when, index))
+        scope = self._dag.scopes[name]
         if step.each is None:
-            self._appear(name, index, "", wanted=wanted)
+            self._appear(name, index, self._labels[scope[-1], index] if scope else "", wanted=wanted)
             return
         listing: Sequence[Any] = (self._value(step, step.each, index) or ()) if wanted else ()
         if not wanted:
             self._appeared.append(_instance(name, index, "", StepState.SKIPPED))
-        scope = self._dag.scopes[name]
         inside = [other for other in self._dag.order if self._dag.scopes[other] == scope]
         for other in inside:
             self._width[other, index] = len(listing)
         self._tally.opened(name)
         for position, element in enumerate(listing):
-            self._elements[name, (*index, position)] = element
-            self._appear(name, (*index, position), _label(element, position), wanted=True)
+            instance = (*index, position)
+            self._elements[name, instance] = element
+            self._labels[name, instance] = _label(element, position)
+            self._appear(name, instance, self._labels[name, instance], wanted=True)
         for position in range(len(listing)):
             self._place_all(scope, (*index, position))
         if not listing:

@@ -21,7 +21,7 @@ from kubectl_probe.output import say, text_style
 
 if TYPE_CHECKING:
     from lab.api import LabInfo
-    from lab.truth import Truth
+    from lab.prober import Attempt
     from tasks.skoop.model.diagnosis import Diagnosis
     from tasks.skoop.specs import SourceSpec
 
@@ -30,7 +30,7 @@ BUNDLED_FROM, BUNDLED_TO = "shop/client-74cdc48d-9nk66", "svc/shop/web:80"
 LAB_KIND = "flannel-vxlan"
 LAB_FAULT, LAB_FAULT_ON = "F34", "n1"  # a node does not know where its peer's tunnel ends
 LAB_FROM, LAB_TO = "shop/client-1", "svc/shop/web:80"
-TRIES = 12
+TRIES = 30
 
 
 def demo(
@@ -92,9 +92,9 @@ def _show_lab() -> None:
 
         say(f"5. Mended, and diagnosed again: {headline(mended)}")
         _expect(judge(mended) is Judgement.WORKS, "diagnosed the mended lab", headline(mended))
-        truths = _try_for_real(info)
-        say(f"   Tried for real, {TRIES} times: {_tally(truths)}.")
-        _expect(all(truth.view == "connected" for truth in truths), "tried the mended lab", _tally(truths))
+        attempts = _try_for_real(info)
+        say(f"   Tried for real, {TRIES} times: {_tally(attempts)}.")
+        _expect(all(one.view == "connected" for one in attempts), "tried the mended lab", _tally(attempts))
 
 
 @contextmanager
@@ -138,14 +138,14 @@ def _has_confirmed_cause(diagnosis: "Diagnosis") -> bool:
     return any(all(one.confirmed for one in cause.suspicions) for cause in diagnosis.root_causes)
 
 
-def _try_for_real(info: "LabInfo") -> "list[Truth]":
+def _try_for_real(info: "LabInfo") -> "list[Attempt]":
     from lab import api
 
-    return api.probe(info.name, LAB_FROM, LAB_TO, count=TRIES)
+    return api.attempt(info.name, [api.make_ask(info.plan, LAB_FROM, LAB_TO)] * TRIES)
 
 
-def _tally(truths: "list[Truth]") -> str:
-    return ", ".join(f"{view} {count}" for view, count in Counter(str(truth.view) for truth in truths).most_common())
+def _tally(attempts: "list[Attempt]") -> str:
+    return ", ".join(f"{view} {count}" for view, count in Counter(str(one.view) for one in attempts).most_common())
 
 
 def _expect(shown: bool, step: str, problem: str) -> None:

@@ -1,15 +1,18 @@
 """Labs that several tests share, and the one check that decides whether they can run."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab.cluster import Lab
 from lab.plan import Backend, Kind
 from lab.requirements import unavailable_because
+from tests.lab.fixtures import Labs
 
 
-def need_lab():
+def need_lab() -> None:
     """Skip, by name, where no lab can run in this process."""
     if os.geteuid() != 0:
         pytest.skip("labs inside the test's own process need root")
@@ -18,12 +21,12 @@ def need_lab():
 
 
 @pytest.fixture(scope="session")
-def labs():
+def labs() -> Iterator[Labs]:
     """Return a function that gives the running lab of a kind and back end (built once)."""
     need_lab()
-    made = {}
+    made: dict[tuple[Kind, Backend], Lab] = {}
 
-    def get(kind=Kind.FLANNEL_VXLAN, backend=Backend.LEGACY):
+    def get(kind: Kind = Kind.FLANNEL_VXLAN, backend: Backend = Backend.LEGACY) -> Lab:
         if (kind, backend) not in made:
             made[kind, backend] = Lab(kind, backend=backend)
             made[kind, backend].up()
@@ -35,7 +38,7 @@ def labs():
 
 
 @pytest.fixture
-def labs_folder(tmp_path, monkeypatch):
+def labs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep labs with processes of their own below the test's folder."""
     need_lab()
     monkeypatch.setenv("KUBEPROBE_LAB_DIR", str(tmp_path / "labs"))

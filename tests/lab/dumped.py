@@ -1,6 +1,8 @@
 """The whole state of a namespace as text, in the words of the usual tools: to tell whether mending left anything behind."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from lab.netns import Netns
 
@@ -18,7 +20,7 @@ COMMANDS = (
 )
 PERMANENT = (("bridge", "fdb"), ("ip", "neigh", "show", "nud", "permanent"))
 RULES = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
-SYSCTLS = "sysctl -a 2>/dev/null | grep -E '^net.(ipv4.(conf|ip_forward)|ipv6.conf|bridge)'"
+SYSCTLS = ("ipv4/conf/*/*", "ipv4/ip_forward", "ipv6/conf/*/*", "bridge/*")
 
 
 def dump(netns: Netns) -> dict[str, list[str]]:
@@ -28,10 +30,19 @@ def dump(netns: Netns) -> dict[str, list[str]]:
         lines = netns.run(command).splitlines()
         found[" ".join(command)] = sorted(line for line in lines if "permanent" in line.lower() or command[0] == "ip")
     for tool in RULES:
-        found[tool] = _EMPTY_TABLE.sub("", _clean(netns.run([tool])) + "\n").split("\n")
+        text = _EMPTY_TABLE.sub("", _clean(netns.run([tool])) + "\n")
+        found[tool] = [line for line in text.splitlines() if line]
     found["nft"] = _clean(netns.run(["nft", "list", "ruleset"])).splitlines()
-    found["sysctl"] = sorted(netns.run(["sh", "-c", SYSCTLS]).splitlines())
+    found["sysctl"] = sorted(_sysctls(netns))
     return found
+
+
+def _sysctls(netns: Netns) -> Iterator[str]:
+    with netns.inside():
+        for pattern in SYSCTLS:
+            for path in Path("/proc/sys/net").glob(pattern):
+                if path.name != "stable_secret" and path.stat().st_mode & 0o444:
+                    yield f"{path}={path.read_text().strip()}"
 
 
 def _clean(text: str) -> str:

@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 
 from lab import api
+from lab.cluster import Lab
 from lab.errors import BadRequest, LabFailed
 from lab.faults.catalogue import FAULTS
 from lab.faults.fault import ALL_KINDS, Fault, Run, Witness, facts
-from lab.plan import Backend, Kind, make_plan
+from lab.plan import Backend, ClusterPlan, Kind, make_plan
+from lab.prober import Ask
+from lab.truth import Truth
 from tasks.skoop.model.trace import Reason, Stage, View
 from tests.lab.dumped import dump
+from tests.lab.fixtures import Labs
 
 pytestmark = pytest.mark.root
 PAIRS = [
@@ -20,7 +24,7 @@ PAIRS = [
 ]
 
 
-def ask_of(witness, plan, names, timeout_s=0.15):
+def ask_of(witness: Witness, plan: ClusterPlan, names: dict[str, str], timeout_s: float = 0.15) -> Ask:
     src, dst = witness.src.format_map(names), witness.dst.format_map(names)
     return api.make_ask(
         plan,
@@ -35,7 +39,7 @@ def ask_of(witness, plan, names, timeout_s=0.15):
     )
 
 
-def differences(witness, truth, names):
+def differences(witness: Witness, truth: Truth, names: dict[str, str]) -> list[str]:
     """What of a witness's words the kernel does not confirm."""
     place = truth.place
     told = {
@@ -51,13 +55,13 @@ def differences(witness, truth, names):
     return [word for word, held in told.items() if not held]
 
 
-def answered(lab, witness, names):
+def answered(lab: Lab, witness: Witness, names: dict[str, str]) -> tuple[bool, Truth]:
     truth = lab.probe(ask_of(witness, lab.plan, names, timeout_s=0.5))
     return truth.answered, truth
 
 
 @pytest.mark.parametrize(("fault", "kind"), PAIRS)
-def test_fault(labs, fault, kind):
+def test_fault(labs: Labs, fault: Fault, kind: Kind) -> None:
     lab = labs(kind)
     names = facts(lab.plan, fault, None)
     touched = {step.where for step in fault.steps if hasattr(step, "where")} | {f"node/{names['node']}"}
@@ -80,7 +84,7 @@ def test_fault(labs, fault, kind):
         assert held, truth
 
 
-def test_the_check_of_a_witness_can_fail(labs):
+def test_the_check_of_a_witness_can_fail(labs: Labs) -> None:
     lab = labs()
     fault = FAULTS["F01"]
     names = facts(lab.plan, fault, None)
@@ -95,7 +99,7 @@ def test_the_check_of_a_witness_can_fail(labs):
     assert differences(wrong, broken, names) == ["netns", "stage", "reason"]
 
 
-def test_two_faults_at_once_are_mended_newest_first(labs):
+def test_two_faults_at_once_are_mended_newest_first(labs: Labs) -> None:
     lab = labs()
     lab.break_("F01")
     lab.break_("F87")
@@ -113,12 +117,12 @@ def test_two_faults_at_once_are_mended_newest_first(labs):
         pytest.param("F16", "n1", Kind.BRIDGE, id="a node where a pod is wanted"),
     ],
 )
-def test_impossible_faults_are_refused(labs, fault, on, kind):
+def test_impossible_faults_are_refused(labs: Labs, fault: str, on: str | None, kind: Kind) -> None:
     with pytest.raises(BadRequest):
         labs(kind).break_(fault, on)
 
 
-def test_a_fault_that_fails_half_way_is_undone(labs, monkeypatch):
+def test_a_fault_that_fails_half_way_is_undone(labs: Labs, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = labs()
     steps = (
         Run(where="node/{node}", do="ip link set eth0 mtu 1400", undo="ip link set eth0 mtu 1500"),
@@ -132,7 +136,7 @@ def test_a_fault_that_fails_half_way_is_undone(labs, monkeypatch):
     assert lab.broken == ()
 
 
-def test_at_least_thirty_faults_and_every_text_can_be_filled_in():
+def test_at_least_thirty_faults_and_every_text_can_be_filled_in() -> None:
     assert len(FAULTS) >= 30
     for fault in FAULTS.values():
         for kind in fault.kinds:
@@ -143,6 +147,6 @@ def test_at_least_thirty_faults_and_every_text_can_be_filled_in():
                 text.format_map(names)
 
 
-def test_some_views_of_every_sort_are_among_the_faults():
+def test_some_views_of_every_sort_are_among_the_faults() -> None:
     assert {view for fault in FAULTS.values() for view in fault.witness.views} >= set(View) - {View.UNKNOWN}
     assert Backend.LEGACY in FAULTS["F58"].backends

@@ -1,21 +1,25 @@
 """A healthy lab: whoever should reach whom does, over every kind of address, in both families."""
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lab.cluster import Lab
 from lab.objects import all_objects
 from lab.plan import Backend, Kind
-from lab.prober import Ask
+from lab.prober import Ask, Attempt
 from tasks.skoop.model.trace import View
+from tests.lab.fixtures import Labs
 
 pytestmark = pytest.mark.root
 CASES = [(Kind.FLANNEL_VXLAN, Backend.LEGACY), (Kind.FLANNEL_VXLAN, Backend.NFT)]
 CASES += [(Kind.FLANNEL_HOST_GW, Backend.LEGACY), (Kind.BRIDGE, Backend.LEGACY)]
-each_lab = pytest.mark.parametrize(("kind", "backend"), CASES, ids=lambda value: str(value))
+each_lab = pytest.mark.parametrize(("kind", "backend"), CASES, ids=str)
 
 
-def views(lab, asks):
+def views(lab: Lab, asks: list[Ask]) -> dict[tuple[str, str, int, str], Attempt]:
     """What each client saw; silence is asked once more, for a machine that was late."""
     seen = lab.attempt(*asks)
     again = [one.ask for one in seen if one.view == View.TIMEOUT]
@@ -24,9 +28,9 @@ def views(lab, asks):
 
 
 @each_lab
-def test_everything_reaches_every_pod_node_and_outside_host(labs, kind, backend):
+def test_everything_reaches_every_pod_node_and_outside_host(labs: Labs, kind: Kind, backend: Backend) -> None:
     lab = labs(kind, backend)
-    sources = [machine.netns for machine in (*lab.plan.pods, *lab.plan.nodes)]
+    sources = [machine.netns for machine in lab.plan.machines if not machine.netns.startswith("host/")]
     targets = [(ip, 8080) for pod in lab.plan.pods for ip in pod.ips]
     targets += [(ip, 10250) for node in lab.plan.nodes for ip in node.ips]
     targets += [(ip, 8080) for ip in lab.plan.hosts[-1].ips]
@@ -38,7 +42,7 @@ def test_everything_reaches_every_pod_node_and_outside_host(labs, kind, backend)
     assert failed == {}
 
 
-def service_asks(lab):
+def service_asks(lab: Lab) -> Iterator[tuple[str, Ask]]:
     pods = [pod.netns for pod in lab.plan.pods if pod.app == "client"] + [node.netns for node in lab.plan.nodes]
     for one in all_objects(lab.plan)["services"]["items"]:
         name = one["metadata"]["name"]
@@ -53,7 +57,7 @@ EXPECTED = {"orphan": View.REFUSED, "slow": View.REFUSED, "db-wrongport": View.R
 
 
 @each_lab
-def test_services_answer_as_their_objects_say(labs, kind, backend):
+def test_services_answer_as_their_objects_say(labs: Labs, kind: Kind, backend: Backend) -> None:
     lab = labs(kind, backend)
     local = {"api": {pod.node for pod in lab.plan.pods if pod.app == "api"}}
     asked = list(service_asks(lab))
@@ -71,7 +75,7 @@ def test_services_answer_as_their_objects_say(labs, kind, backend):
 
 
 @each_lab
-def test_from_outside(labs, kind, backend):
+def test_from_outside(labs: Labs, kind: Kind, backend: Backend) -> None:
     lab = labs(kind, backend)
     node_ips = {node.name: node.ips[0] for node in lab.plan.nodes}
     wanted = {
@@ -92,7 +96,7 @@ def test_from_outside(labs, kind, backend):
     assert (local.server, local.seen_src) == ("pod/shop/web-3", "172.18.0.100"), "policy Local keeps the source"
 
 
-def test_session_affinity_sticks(labs):
+def test_session_affinity_sticks(labs: Labs) -> None:
     lab = labs()
     lab.forget()
     (first,) = lab.attempt(Ask(src="pod/shop/client-2", dst="10.96.10.5", dport=80))
@@ -101,10 +105,10 @@ def test_session_affinity_sticks(labs):
         assert again.server == first.server
 
 
-def test_the_hosts_own_namespace_is_untouched(labs):
-    def own():
-        with open("/proc/net/dev") as devices, open("/proc/net/route") as routes:
-            return [line.split(":")[0] for line in devices], routes.read()
+def test_the_hosts_own_namespace_is_untouched(labs: Labs) -> None:
+    def own() -> tuple[list[str], str]:
+        devices = Path("/proc/net/dev").read_text().splitlines()
+        return [line.partition(":")[0] for line in devices], Path("/proc/net/route").read_text()
 
     before = own()
     lab = labs(Kind.BRIDGE)

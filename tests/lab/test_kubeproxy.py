@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,22 +13,25 @@ from lab.kubeproxy import Config, chain_hash
 from lab.plan import Kind, make_plan
 from lab.ruletext import parse_save
 
+Json = dict[str, Any]
+Rules = dict[str, dict[str, list[str]]]
 RECORDED = Path(__file__).parent / "recorded"
 # One rule or more per Service, in the order of a Go map: their order differs from node to node.
 SHARED = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL")
 
 
-def load(name):
-    return json.loads(gzip.decompress((RECORDED / f"{name}.json.gz").read_bytes()))
+def load(name: str) -> Json:
+    loaded: Json = json.loads(gzip.decompress((RECORDED / f"{name}.json.gz").read_bytes()))
+    return loaded
 
 
-def written(recorded, node, family):
+def written(recorded: Json, node: str, family: int) -> Rules:
     config = Config(node=node, node_ips=tuple(recorded["nodes"][node]), cluster_cidrs=("10.244.0.0/16",))
     tables = kubeproxy.render(recorded["services"], recorded["endpointslices"], config, family)
     return parse_save(tables.render())
 
 
-def comparable(tables):
+def comparable(tables: Rules) -> dict[tuple[str, str], list[str]]:
     """Chains of kube-proxy and the built-in ones, flannel's rules left out, map order taken out."""
     return {
         (table, chain): sorted(rules) if chain in SHARED else rules
@@ -42,7 +46,7 @@ def comparable(tables):
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("node", ["n1", "n2", "n3"])
 @pytest.mark.parametrize("name", ["legacy", "nft"])
-def test_the_recorded_kube_proxy_wrote_the_same_rules(name, node, family):
+def test_the_recorded_kube_proxy_wrote_the_same_rules(name: str, node: str, family: int) -> None:
     recorded = load(name)
     want = comparable(parse_save(recorded["saves"][node][str(family)]))
     got = comparable(written(recorded, node, family))
@@ -50,7 +54,7 @@ def test_the_recorded_kube_proxy_wrote_the_same_rules(name, node, family):
     assert got == want
 
 
-def test_a_missing_endpoint_shows():
+def test_a_missing_endpoint_shows() -> None:
     recorded = load("legacy")
     want = comparable(parse_save(recorded["saves"]["n1"]["4"]))
     for one in recorded["endpointslices"]:
@@ -59,17 +63,17 @@ def test_a_missing_endpoint_shows():
     assert comparable(written(recorded, "n1", 4)) != want
 
 
-def test_the_node_port_rule_is_last():
+def test_the_node_port_rule_is_last() -> None:
     rules = written(load("legacy"), "n1", 4)["nat"]["KUBE-SERVICES"]
     assert rules[-1].endswith("-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
 
 
-def test_chain_names_are_those_of_kube_proxy():
+def test_chain_names_are_those_of_kube_proxy() -> None:
     assert chain_hash("shop/web:http", "tcp") == "67NZLRHBNDSAWJRO"
     assert chain_hash("shop/web:http", "tcp", "10.244.1.5:8080") == "34ZZ2QFGO32YYXXO"
 
 
-def service(**spec):
+def service(**spec: object) -> Json:
     base = {
         "type": "ClusterIP",
         "clusterIPs": ["10.96.0.9"],
@@ -78,7 +82,7 @@ def service(**spec):
     return {"metadata": {"namespace": "a", "name": "b"}, "spec": base | spec, "status": {}}
 
 
-def endpoints(*conditions, name="b"):
+def endpoints(*conditions: Json, name: str = "b") -> Json:
     return {
         "metadata": {"namespace": "a", "labels": {"kubernetes.io/service-name": name}},
         "addressType": "IPv4",
@@ -100,7 +104,7 @@ DYING = {"ready": False, "serving": True, "terminating": True}
         pytest.param([{}], ["10.0.0.1"], id="no condition means ready"),
     ],
 )
-def test_which_endpoints_are_used(conditions, used):
+def test_which_endpoints_are_used(conditions: list[Json], used: list[str]) -> None:
     config = Config(node="n1", node_ips=("192.0.2.1",), cluster_cidrs=("10.0.0.0/8",))
     nat = parse_save(kubeproxy.render([service()], [endpoints(*conditions)], config, 4).render())["nat"]
     dnats = [rule for chain, rules in nat.items() if "KUBE-SEP" in chain for rule in rules if "DNAT" in rule]
@@ -109,7 +113,7 @@ def test_which_endpoints_are_used(conditions, used):
 
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("family", [4, 6])
-def test_every_jump_of_a_labs_rules_has_its_chain(kind, family):
+def test_every_jump_of_a_labs_rules_has_its_chain(kind: Kind, family: int) -> None:
     plan = make_plan(kind)
     for node in plan.nodes:
         for chains in parse_save(node_rules(plan, node, family).render()).values():

@@ -10,7 +10,7 @@ from lab.plan import Kind, make_plan
 
 @pytest.mark.parametrize("nodes", [2, 3, 4])
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6), (6, 4)], ids=str)
-def test_no_address_or_device_is_given_twice(nodes, families):
+def test_no_address_or_device_is_given_twice(nodes: int, families: tuple[int, ...]) -> None:
     plan = make_plan(Kind.FLANNEL_VXLAN, nodes=nodes, families=families)
     ips = [ip for machine in plan.machines for ip in machine.ips]
     macs = [machine.mac for machine in plan.machines]
@@ -22,7 +22,7 @@ def test_no_address_or_device_is_given_twice(nodes, families):
 
 
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
-def test_objects_name_the_same_addresses_as_the_plan(families):
+def test_objects_name_the_same_addresses_as_the_plan(families: tuple[int, ...]) -> None:
     plan = make_plan(Kind.FLANNEL_VXLAN, families=families)
     objects = all_objects(plan)
     pods = {f"{o['metadata']['namespace']}/{o['metadata']['name']}": o for o in objects["pods"]["items"]}
@@ -35,8 +35,8 @@ def test_objects_name_the_same_addresses_as_the_plan(families):
     assert [endpoint["conditions"]["ready"] for endpoint in slow["endpoints"]] == [False]
 
 
-def test_flannel_annotations_are_there_for_flannel_only():
-    def notes(kind):
+def test_flannel_annotations_are_there_for_flannel_only() -> None:
+    def notes(kind: Kind) -> dict[str, str]:
         (first, *_) = all_objects(make_plan(kind))["nodes"]["items"]
         return {key: value for key, value in first["metadata"]["annotations"].items() if "flannel" in key}
 
@@ -58,18 +58,18 @@ def test_flannel_annotations_are_there_for_flannel_only():
         pytest.param("FD00::1", 4, ("fd00::1", 0), id="an address is taken as it is"),
     ],
 )
-def test_target_names(name, family, want):
+def test_target_names(name: str, family: int, want: tuple[str, int]) -> None:
     assert target_address(make_plan(Kind.BRIDGE), name, family) == want
 
 
 @pytest.mark.parametrize("name", ["shop/nobody", "svc/shop/nobody", "svc/shop/api-headless", "svc/shop/web:ftp"])
-def test_unknown_targets_are_refused_with_what_is_known(name):
+def test_unknown_targets_are_refused_with_what_is_known(name: str) -> None:
     with pytest.raises(BadRequest) as caught:
         target_address(make_plan(Kind.BRIDGE), name, 4)
     assert name.rpartition(":")[2] in str(caught.value)
 
 
-def test_a_source_may_be_an_address():
+def test_a_source_may_be_an_address() -> None:
     plan = make_plan(Kind.BRIDGE)
     assert source_netns(plan, "10.244.1.4") == source_netns(plan, "shop/web-1") == "pod/shop/web-1"
     with pytest.raises(BadRequest):

@@ -306,16 +306,25 @@ class LocalEngine:
 
 
 class _Handle:
-    """A step's line to its run (`StepHandle`)."""
+    """A step's line to its run (`StepHandle`). Of reports that come thick and fast only some are written down."""
+
+    _EVERY_S = 0.1
+    _EVERY_PERCENT = 10
 
     def __init__(self, active: ActiveRun, key: str, attempt: Attempt) -> None:
         self._active = active
         self._key = key
         self._attempt = attempt
+        self._told = (-self._EVERY_PERCENT, 0.0)
 
     def progress(self, percent: int, message: str = "") -> None:
+        """Report progress; raises StepStopped if the step is to end."""
         self._attempt.check()
-        self._active.progress(self._key, self._attempt, percent, message)
+        told, at = self._told
+        now = time.monotonic()
+        if percent - told >= self._EVERY_PERCENT or now - at >= self._EVERY_S:
+            self._told = (percent, now)
+            self._active.progress(self._key, self._attempt, percent, message)
 
 
 def _params_json(payload: dict[str, Any], context: Context) -> bytes:

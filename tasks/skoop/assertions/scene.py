@@ -15,7 +15,7 @@ from tasks.skoop.model.ids import NetnsId, NodeName, node_netns
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import Interface, NetNS
 from tasks.skoop.netstack.fib import FlowKey, Found
-from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.namespace import Answers, Namespace
 
 Target = tuple[Ip, int]
 """Address and port."""
@@ -24,20 +24,15 @@ Target = tuple[Ip, int]
 class SilentWire:
     """A wire that knows nothing: no answer, no far end."""
 
-    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Mac | None:
-        """Return None: nobody answers."""
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Answers:
+        """Return that nobody answers."""
         del netns, dev, target, sender
-        return None
+        return Answers()
 
     def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
         """Return False."""
         del netns, dev, mac
         return False
-
-    def mtu_beyond(self, netns: NetnsId, dev: str) -> int:
-        """Return 0: not known."""
-        del netns, dev
-        return 0
 
 
 class Cluster:

@@ -236,6 +236,21 @@ def read_objects(folder: Path | None) -> ClusterObjects:
         raise TopologyError(folder, "", f"it cannot be read ({error})", "check the files in it") from error
 
 
+def collect_machine(
+    file: Path, machine: NetnsId, *, workers: int = 1, timeout_s: float = TIMEOUT_S, progress: Progress | None = None
+) -> NodeNetworkStackDump:
+    """Return the state of one machine of a topology (`node/n1` with its pods, or `host/ext`), collected now.
+
+    `manager.assemble` puts machines together again. Raises TopologyError, also for a machine that is not in the file.
+    """
+    topology = read_topology(file)
+    if machine not in topology.machines:
+        raise TopologyError(file, "nodes", f"there is no {machine!r}", _nearest(machine, topology.machines))
+    collector = TopologyCollector(topology, workers=workers, timeout_s=timeout_s)
+    with CollectorManager(collector, progress=progress) as manager:
+        return manager.dump(machine)
+
+
 def default_workers() -> int:
     """Return how many collecting processes this machine can keep busy."""
     return min(8, len(os.sched_getaffinity(0)))

@@ -18,6 +18,7 @@ from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Response, Skb
+from tasks.skoop.netstack.source import objects_to_source
 from tasks.skoop.netstack.tunnel import vxlan_rcv
 from tasks.skoop.netstack.xtables.api import Hook
 
@@ -175,50 +176,11 @@ def _no_way(ns: Namespace, skb: Skb, found: Found | None) -> Skb:
 
 
 def _validate_source(ns: Namespace, skb: Skb, *, out_dev: str) -> Skb | None:
-    """fib_validate_source: may this source come in on this device? Returns the dropped packet, or None if it may."""
-    if skb.in_dev == "lo":
+    """Return the packet dropped if its source may not come in on its device, or None if it may."""
+    objection = objects_to_source(ns, skb.packet, skb.in_dev, out_dev=out_dev)
+    if objection is None:
         return None
-    packet = skb.packet
-    dev = skb.in_dev
-    rp_filter = ns.highest("rp_filter", dev)
-    accept_local = ns.either("accept_local", dev)
-    router = ns.routers[4]
-    if not rp_filter and not router.custom_rules:
-        if not accept_local and ns.has_address(packet.src):
-            return _own_source(ns, skb)
-        return None
-    mark = packet.mark if ns.either("src_valid_mark", dev) else 0
-    key = FlowKey(dst=packet.src, src=packet.dst, iif=out_dev if out_dev != "lo" else "", mark=mark)
-    found = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
-    place = ns.place(Stage.SYSCTL, dev=dev, key=f"net/ipv4/conf/{_deciding(ns, dev)}/rp_filter")
-    if found is None or found.errno:
-        if not rp_filter:
-            return None
-        return skb.finish(Outcome.DROPPED, Reason.IP_RPFILTER, place, f"no route back to {packet.src}")
-    if found.type != "unicast" and not (found.type == "local" and accept_local):
-        return _own_source(ns, skb)
-    if any(leg.dev == dev for leg in found.legs) or (found.type == "local" and dev == "lo"):
-        return None
-    if rp_filter == 1:
-        back = ", ".join(leg.dev for leg in found.legs)
-        detail = f"the way back to {packet.src} is {back or found.type}, not {dev} (rp_filter=1)"
-        return skb.finish(Outcome.DROPPED, Reason.IP_RPFILTER, place, detail)
-    return None
-
-
-def _deciding(ns: Namespace, dev: str) -> str:
-    return "all" if ns.conf("rp_filter", "all") >= ns.conf("rp_filter", dev) else dev
-
-
-def _own_source(ns: Namespace, skb: Skb) -> Skb:
-    return _dropped(
-        ns,
-        skb,
-        Reason.IP_LOCAL_SOURCE,
-        Stage.ROUTE,
-        skb.packet.src,
-        f"{skb.packet.src} is an address of this host itself (accept_local=0)",
-    )
+    return skb.finish(Outcome.DROPPED, objection.reason, objection.place, objection.detail)
 
 
 def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
@@ -299,7 +261,7 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
-    if packet.protocol == Protocol.TCP and socket.backlog and socket.recv_queue > socket.backlog:
+    if packet.protocol == Protocol.TCP and socket.recv_queue > socket.backlog:  # sk_acceptq_is_full
         return skb.finish(
             Outcome.DROPPED,
             Reason.LISTEN_OVERFLOW,

@@ -5,12 +5,14 @@ used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked f
 """
 
 from tasks.skoop.model.addr import Ip, Mac, is_multicast
+from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FlowKey, select_source
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
+from tasks.skoop.netstack.source import objects_to_source
 
 # Devices that carry IP without link-layer addresses: nothing to resolve.
 _POINT_TO_POINT = {"ipip", "sit", "gre", "ip6tnl", "ip6gre", "wireguard", "tun", "vti", "ppp"}
@@ -93,9 +95,9 @@ def answers_for(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> Mac |
 
 
 def _answers4(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
+    if sender is not None and objects_to_source(ns, Packet(src=sender, dst=target), dev) is not None:
+        return False
     if ns.is_local(target):
-        if sender is not None and ns.has_address(sender) and not ns.either("accept_local", dev):
-            return False
         if not _ignore_allows(ns, dev, target):
             return False
         if ns.either("arp_filter", dev) and sender is not None:

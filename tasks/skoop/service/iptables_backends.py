@@ -129,8 +129,9 @@ class BackendCheck:
             yield self._extra(chain, line, changes)
         if not missing and not extra and [line.key for line in present] != [line.key for line in wanted]:
             yield self._uneven(chain, present, wanted, changes)
-        for name in there & known.keys():
-            yield from self._endpoint(name, known[name])
+        for name, backend in known.items():
+            if name in self._nat.chains:
+                yield from self._endpoint(name, backend)
 
     def _wanted(self, backends: tuple[Backend, ...]) -> list[Line]:
         lines = []

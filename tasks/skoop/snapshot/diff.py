@@ -74,7 +74,11 @@ class _Side:
             raise CorruptSnapshot(self.path, f"its tree has a hole: {kind} {digest.hex()[:12]}") from None
 
     def netns(self, name: NetnsId) -> NetnsTree:
-        found: NetnsTree = self.tree(NETNS, Digest(bytes.fromhex(self.manifest.netns[name])))
+        try:
+            digest = Digest(bytes.fromhex(self.manifest.netns[name]))
+        except ValueError as error:
+            raise CorruptSnapshot(self.path, f"its manifest names {name} by something other than a digest") from error
+        found: NetnsTree = self.tree(NETNS, digest)
         return found
 
 

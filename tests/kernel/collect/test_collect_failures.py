@@ -11,7 +11,7 @@ import pytest
 
 from tasks.skoop.collect.messages import Place, Request
 from tasks.skoop.collect.protocol import CollectProgress, NothingCollected
-from tasks.skoop.collect.topology import TopologyError, collect_topology, read_topology
+from tasks.skoop.collect.topology import TopologyError, collect_machine, collect_topology, read_topology
 from tasks.skoop.collect.workers import Worker, WorkerPool
 from tasks.skoop.model.ids import NetnsId, node_netns, pod_netns
 from tasks.skoop.model.state import NetNS, Section
@@ -266,6 +266,18 @@ def test_a_name_of_ip_netns_is_found(tmp_path: Path) -> None:
         read_topology(write_topology(tmp_path, nodes={"n1": {"netns": "no-such-name"}}))
     assert raised.value.key == "nodes.n1.netns"
     assert "no-such-name" in str(raised.value)
+
+
+def test_one_machine_alone(two: tuple[Space, Space], tmp_path: Path) -> None:
+    file = write_topology(
+        tmp_path,
+        nodes={"n1": {"netns": two[0].path}, "n2": {"netns": two[1].path}},
+        pods={"shop/web": {"netns": two[1].path, "node": "n2"}},
+    )
+    dump = collect_machine(file, N2)
+    assert (dump.node, [netns.id for netns in dump.netns]) == ("n2", [N2, pod_netns("shop/web")])
+    with pytest.raises(TopologyError, match="did you mean 'node/n2'"):
+        collect_machine(file, NetnsId("node/n22"))
 
 
 def test_ids_of_the_state_are_those_of_the_file(two: tuple[Space, Space], tmp_path: Path) -> None:

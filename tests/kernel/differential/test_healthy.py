@@ -1,6 +1,7 @@
 """A healthy lab: whatever the simulator foretells of any connection is what the kernel does."""
 
 import os
+import random
 
 import pytest
 
@@ -14,11 +15,16 @@ pytestmark = [
 ]
 
 
+PART = 700
+
+
 @pytest.mark.parametrize("backend", Backend)
 @pytest.mark.parametrize("kind", Kind)
 def test_every_pair_does_as_foretold(kind: Kind, backend: Backend) -> None:
     with Lab(kind, nodes=2 if backend == Backend.NFT else 3, backend=backend) as lab:
         questions = list(asks(lab))
+        if (kind, backend) != (Kind.FLANNEL_VXLAN, Backend.LEGACY):  # one lab in full, of the others a part
+            questions = random.Random(f"{kind} {backend}").sample(questions, PART)
         attempts = tried(lab, questions)
         diagnostor = diagnostor_of(lab)
         wrong = [

@@ -99,26 +99,29 @@ class RuleMaker:
             lines.append(f"-A {base} -s {MARKER[self.family]} -j ACCEPT")
             busy = self.random.random() < (0.5 if table == "raw" else 0.8)
             for depth, name in enumerate(names):
-                for _ in range(self.random.randrange(1, 7) if busy else 0):
+                for _ in range(self.random.randrange(2, 8) if busy else 0):
                     target = self._target(table, base, names[depth + 1 :])
                     matches = self._matches(table, base, name == base, protocol=not target.startswith("-p"))
                     lines.append(f"-A {name} {matches} {target}")
         return "\n".join((*lines, "COMMIT", ""))
 
     def _matches(self, table: str, base: str, in_base: bool, *, protocol: bool) -> str:
-        family, pick = self.family, self.random.choice
-        plain = [pick(("", "", "", *self._protocols()))] if protocol else []
-        if self.random.random() < 0.3:
-            plain.append(self._address("-s"))
-        if self.random.random() < 0.4:
-            plain.append(self._address("-d"))
-        if base in ("PREROUTING", "INPUT", "FORWARD") and self.random.random() < 0.2:
-            plain.append(f"{self._not()}-i {pick(('rc', 'r+', 'rs', 'eth0'))}")
-        if base in ("FORWARD", "POSTROUTING") and self.random.random() < 0.2:
-            plain.append(f"{self._not()}-o {pick(('rs', 'r+', 'rc'))}")
-        if self.random.random() < 0.6:
-            plain.append(pick(self._extensions(table, base, in_base)))
-        return " ".join(plain)
+        """Return mostly one condition, so that many rules are met, and now and then several."""
+        pick = self.random.choice
+        kinds = [lambda: pick(self._extensions(table, base, in_base))] * 4
+        kinds += [lambda: self._address("-s"), lambda: self._address("-d")]
+        if protocol:
+            kinds += [lambda: pick(self._protocols())] * 2
+        if base in ("PREROUTING", "INPUT", "FORWARD"):
+            kinds.append(lambda: f"{self._not()}-i {pick(('rc', 'r+', 'rs', 'eth0'))}")
+        if base in ("FORWARD", "POSTROUTING"):
+            kinds.append(lambda: f"{self._not()}-o {pick(('rs', 'r+', 'rc'))}")
+        chosen = self.random.sample(range(len(kinds)), pick((0, 1, 1, 1, 1, 2, 3)))
+        distinct: dict[str, str] = {}
+        for index in sorted(chosen, reverse=True):
+            condition = kinds[index]()
+            distinct.setdefault(condition.removeprefix("! ")[:2], condition)
+        return " ".join(distinct.values())
 
     def _address(self, option: str) -> str:
         net = self.random.choice(NETS[self.family])
@@ -193,8 +196,8 @@ class RuleMaker:
             "-j CONNMARK --save-mark",
             "-j CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x3",
         )
-        found = ["-j ACCEPT", "-j RETURN", "-j RETURN", "", *marks]
-        found += [f"{pick(('-j', '-j', '-g'))} {name}" for name in further for _ in range(3)]
+        found = ["-j ACCEPT", "-j RETURN", "", "", *marks, *marks]
+        found += [f"{pick(('-j', '-j', '-j', '-g'))} {name}" for name in further for _ in range(3)]
         if table == "raw":
             found += ["-j CT --notrack"]
         if table == "mangle":

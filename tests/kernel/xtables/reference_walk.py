@@ -93,7 +93,7 @@ class Traveller:
         self.out_dev = _route(self.packet.dst)
         if not (self._hook(Hook.FORWARD, "mangle") and self._hook(Hook.FORWARD, "filter")):
             return self._end()
-        self.in_dev = ""
+        # since Linux 5.7 POSTROUTING knows the input device of a forwarded packet (ip_output), though `-i` is refused there
         passes = self._hook(Hook.POSTROUTING, "mangle") and self._hook(Hook.POSTROUTING, "nat")
         return Passage(self.steps, self.packet if passes and self.out_dev == "rs" else None)
 

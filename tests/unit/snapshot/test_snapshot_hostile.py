@@ -17,6 +17,7 @@ from tasks.skoop.snapshot import (
     NewerSnapshot,
     NotASnapshot,
     SnapshotTooLarge,
+    diff,
     load,
     save,
     verify,
@@ -252,6 +253,12 @@ CRAFTED = [
 def test_crafted_content_is_told_and_does_not_crash(tmp_path: Path, objects: tuple[bytes, ...], said: str) -> None:
     with pytest.raises(CorruptSnapshot, match=said):
         load(sealed(tmp_path, *objects))
+
+
+@pytest.mark.parametrize("digest", ["zz", "a" * 64])
+def test_comparing_with_a_crafted_manifest_is_told(tmp_path: Path, archive: Path, digest: str) -> None:
+    with pytest.raises(CorruptSnapshot):
+        diff(archive, sealed(tmp_path, with_netns(digest)))
 
 
 def test_verify_finds_a_blob_that_is_not_what_it_is_called(tmp_path: Path) -> None:

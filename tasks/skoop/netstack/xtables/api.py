@@ -82,7 +82,10 @@ class Facts(Interface):
 
 
 class HookContext(Struct, frozen=True, kw_only=True):
-    """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports."""
+    """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports.
+
+    Since Linux 5.7 POSTROUTING has the input device of a forwarded packet as well (ip_output, ip6_output).
+    """
 
     netns: NetnsId
     hook: Hook
