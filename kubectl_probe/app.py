@@ -41,10 +41,10 @@ def _options(
     del debug
 
 
-app.command("diagnose")(diagnose.diagnose)
-app.command("demo")(demo.demo)
-app.command("collect")(collect.collect)
-app.add_typer(snapshot.app, name="snapshot")
-app.add_typer(submit.app, name="submit")
-app.add_typer(lab.app, name="lab")
-app.command("version")(version.version)
+app.command("diagnose", short_help="Say whether traffic arrives, and if not, why.")(diagnose.diagnose)
+app.command("demo", short_help="Show it on a network that is really broken.")(demo.demo)
+app.command("collect", short_help="Keep the state of a network in a file.")(collect.collect)
+app.add_typer(snapshot.app, name="snapshot", short_help="Show and compare such files.")
+app.add_typer(submit.app, name="submit", short_help="Diagnose as a run that can be watched.")
+app.add_typer(lab.app, name="lab", short_help="Real clusters in network namespaces, to break and mend.")
+app.command("version", short_help="Print the version.")(version.version)

@@ -81,6 +81,8 @@ def up(
     folder = _folder(name)
     if reason := available():
         raise LabUnavailable(reason)
+    if 6 in families and not Path("/proc/sys/net/ipv6").exists():
+        raise LabUnavailable("the kernel has no IPv6; ask for IPv4 only")
     with contextlib.suppress(NoSuchLab):
         raise LabExists(name, status(name).kind)
     shutil.rmtree(folder, ignore_errors=True)  # what a lab that died left behind

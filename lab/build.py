@@ -93,21 +93,20 @@ def _first_sysctls(name: str, netns: Netns) -> None:
     more: tuple[tuple[str, int], ...] = _NODE if name.startswith("node/") else _ROUTER_OFF
     if name == "host/fabric":
         more += _FABRIC
+    six = Path("/proc/sys/net/ipv6").exists()
+    settings = [(key.format(scope), value) for scope in ("all", "default") for key, value in _QUIET]
     with netns.inside():
-        for scope in ("all", "default"):
-            for key, value in _QUIET:
-                write_sysctl(key.format(scope), value)
-        for key, setting in (*_EVERYWHERE, *more):
-            write_sysctl(key, setting)
+        for key, value in (*settings, *_EVERYWHERE, *more):
+            if six or not key.startswith("ipv6/"):
+                write_sysctl(key, value)
 
 
 def quick_neighbours(netns: Netns) -> None:
     """Let a neighbour that does not answer fail after 60 ms instead of three seconds, on every interface there is now."""
     with netns.inside():
-        for family in ("ipv4", "ipv6"):
-            for entry in Path(f"/proc/sys/net/{family}/neigh").iterdir():
-                if entry.name not in ("lo", "default"):
-                    write_sysctl(f"{family}/neigh/{entry.name}/retrans_time_ms", ARP_RETRY_MS)
+        for entry in Path("/proc/sys/net").glob("ipv[46]/neigh/*"):
+            if entry.name not in ("lo", "default"):
+                write_sysctl(f"{entry.parts[4]}/neigh/{entry.name}/retrans_time_ms", ARP_RETRY_MS)
 
 
 def _fabric(plan: ClusterPlan, fabric: Netns, spaces: dict[str, Netns]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lab.netns import Netns
@@ -45,8 +46,7 @@ def rule_counts(netns: Netns, family: int) -> tuple[RuleCount, ...]:
 
 def _has_legacy(six: str) -> bool:
     try:
-        with open(f"/proc/thread-self/net/ip{six}_tables_names") as names:  # noqa: PTH123  (a proc file of this thread)
-            return bool(names.read().strip())
+        return bool(Path(f"/proc/thread-self/net/ip{six}_tables_names").read_text().strip())
     except OSError:
         return False
 
@@ -106,25 +106,46 @@ def _native(ruleset: dict[str, Any], family: int) -> list[RuleCount]:
     return found
 
 
-def proc_counts(netns: Netns) -> Counts:
-    """Return the protocol counters of /proc/net/{snmp,snmp6,netstat} as `Group.Name`."""
+ProcTexts = dict[str, str]
+_FILES = ("snmp", "netstat", "snmp6", "dev")
+
+
+def read_counters(netns: Netns) -> ProcTexts:
+    """Return the counter files of /proc/net as they are: taken twice, `risen` compares them."""
+    with netns.inside():
+        files = {name: Path("/proc/thread-self/net", name) for name in _FILES}
+        return {name: file.read_text() for name, file in files.items() if file.exists()}
+
+
+def risen(before: ProcTexts, after: ProcTexts) -> Counts:
+    """Return which counters rose and by how much: `Group.Name`, for IPv6 the plain name, `dev.<interface>.<what>`."""
     found: Counts = {}
-    for name in ("snmp", "netstat"):
-        lines = netns.read_proc(name).splitlines()
-        for heads, values in zip(lines[::2], lines[1::2], strict=False):
-            group = heads.partition(":")[0]
-            for key, value in zip(heads.split()[1:], values.split()[1:], strict=True):
-                found[f"{group}.{key}"] = int(value)
-    for line in netns.read_proc("snmp6").splitlines():
-        key, value = line.split()
-        found[key] = int(value)
+    for name, text in after.items():
+        if text == before[name]:
+            continue
+        parse = {"snmp6": _parse_snmp6, "dev": _parse_dev}.get(name, _parse_snmp)
+        earlier = parse(before[name])
+        found |= {key: value - earlier.get(key, 0) for key, value in parse(text).items() if value > earlier.get(key, 0)}
     return found
 
 
-def device_counts(netns: Netns) -> Counts:
-    """Return what interfaces dropped, as `dev.<name>.<counter>`."""
+def _parse_snmp(text: str) -> Counts:
     found: Counts = {}
-    for line in netns.read_proc("dev").splitlines()[2:]:
+    lines = text.splitlines()
+    for heads, values in zip(lines[::2], lines[1::2], strict=True):
+        group = heads.partition(":")[0]
+        for key, value in zip(heads.split()[1:], values.split()[1:], strict=True):
+            found[f"{group}.{key}"] = int(value)
+    return found
+
+
+def _parse_snmp6(text: str) -> Counts:
+    return {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+
+
+def _parse_dev(text: str) -> Counts:
+    found: Counts = {}
+    for line in text.splitlines()[2:]:
         name, _, rest = line.partition(":")
         numbers = rest.split()
         for key, position in _DEV_FIELDS.items():

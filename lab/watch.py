@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from lab import rtnl
-from lab.counters import Counts, RuleCount, device_counts, proc_counts, rule_counts
+from lab.counters import ProcTexts, RuleCount, read_counters, risen, rule_counts
 from lab.netns import Netns
 from lab.plan import ClusterPlan
 
@@ -79,7 +79,7 @@ class Evidence:
 @dataclass(slots=True)
 class _Before:
     rules: dict[str, tuple[RuleCount, ...]]
-    counts: dict[str, Counts]
+    counts: dict[str, ProcTexts]
 
 
 class Watch:
@@ -99,7 +99,7 @@ class Watch:
             for name, netns in self._spaces.items():
                 self._taps[name] = _tap(netns)
         rules = {name: rule_counts(netns, family) for name, netns in self._spaces.items()}
-        counts = {name: _counts(netns) for name, netns in self._spaces.items()}
+        counts = {name: read_counters(netns) for name, netns in self._spaces.items()}
         self._before = _Before(rules, counts)
         for tap in self._taps.values():
             _drain(tap)
@@ -111,14 +111,8 @@ class Watch:
             (seen for name, tap in self._taps.items() for seen in _read(tap, name)),
             key=lambda seen: seen.at_ns,
         )
-        counters = {}
-        for name, netns in self._spaces.items():
-            before = self._before.counts[name]
-            moved = {
-                key: value - before.get(key, 0) for key, value in _counts(netns).items() if value > before.get(key, 0)
-            }
-            if moved:
-                counters[name] = moved
+        moved = {name: risen(self._before.counts[name], read_counters(netns)) for name, netns in self._spaces.items()}
+        counters = {name: rose for name, rose in moved.items() if rose}
         hits = tuple(hit for name in self._spaces for hit in self._hits(name))
         ports = {name: bridge_ports(netns) for name, netns in self._spaces.items() if not name.startswith("pod/")}
         arrived = tuple(replace(seen, way="in") if _by_port(seen, ports) else seen for seen in packets)
@@ -168,10 +162,6 @@ def bridge_ports(netns: Netns) -> dict[str, int]:
             state = dict(rtnl.attributes(info.get(5, b""))).get(1, b"\3")[0]
             ports[found[3].rstrip(b"\0").decode()] = (state, struct.unpack("=I", found[10])[0])
     return {name: state if up.get(master, True) else -1 for name, (state, master) in ports.items()}
-
-
-def _counts(netns: Netns) -> Counts:
-    return proc_counts(netns) | device_counts(netns)
 
 
 def _tap(netns: Netns) -> socket.socket:

@@ -30,7 +30,7 @@ MAX_ALONE = 24
 """Candidates that are tried alone at one depth."""
 MAX_BLOCKERS = 4
 """Blockers on one way that are removed one after another."""
-NEAR = 1
+NEAR = 2
 """Once a cause is proven, only candidates as near to the drop as this are tried as alternatives."""
 ENOUGH = 3
 """Alternative root causes after which no more are looked for."""

@@ -1,6 +1,5 @@
 """Labs that several tests share, and the one check that decides whether they can run."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,16 +7,7 @@ import pytest
 
 from lab.cluster import Lab
 from lab.plan import Backend, Kind
-from lab.requirements import unavailable_because
-from tests.lab.fixtures import Labs
-
-
-def need_lab() -> None:
-    """Skip, by name, where no lab can run in this process."""
-    if os.geteuid() != 0:
-        pytest.skip("labs inside the test's own process need root")
-    if reason := unavailable_because():
-        pytest.skip(f"no lab here: {reason}")
+from tests.lab.fixtures import Labs, need_lab
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lab import api
 from lab.errors import BadRequest, LabExists, LabFailed, NoSuchLab
 from lab.netns import setns
 from tasks.skoop.model.trace import Reason, View
+from tests.lab.fixtures import need_lab
 
 pytestmark = pytest.mark.root
 CLONE_NEWUSER = 0x10000000
@@ -156,18 +158,16 @@ print("done")
 """
 
 
-def test_without_root(labs_folder: Path, tmp_path: Path) -> None:
+def test_without_root() -> None:
     """An ordinary user's lab, in a user namespace of its own."""
+    need_lab()
     trial = subprocess.run(["unshare", "-Urn", "true"], capture_output=True, text=True, user=65534, check=False)
     if trial.returncode:
         pytest.skip(f"this kernel gives ordinary users no user namespaces: {trial.stderr.strip()}")
-    folder = tmp_path / "nobody"
-    folder.mkdir()
-    os.chown(folder, int(NOBODY), int(NOBODY))
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)
-    env = os.environ | {"KUBEPROBE_LAB_DIR": str(folder / "labs"), "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    argv = [*DROP, sys.executable, "-c", UNPRIVILEGED]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, cwd="/")
+    with tempfile.TemporaryDirectory(prefix="kubeprobe-nobody-") as folder:  # pytest's own are closed to other users
+        os.chown(folder, int(NOBODY), int(NOBODY))
+        env = os.environ | {"KUBEPROBE_LAB_DIR": f"{folder}/labs", "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        env["PYTHONPATH"] = os.pathsep.join(sys.path)
+        argv = [*DROP, sys.executable, "-c", UNPRIVILEGED]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout.strip() == "done", done.stderr

@@ -53,10 +53,7 @@ def store_state(state: ClusterState, context: Context) -> str:
     with tempfile.TemporaryDirectory(prefix="kubeprobe-") as folder:
         file = Path(folder) / "state.kps"
         save(state, file)
-        content = file.read_bytes()
-    digest = context.blobs.put(content)
-    context.memory.keep(("state", digest), redact(state), len(content) * _UNFOLDS)
-    return digest
+        return _store_file(file.read_bytes(), redact(state), context)
 
 
 def load_state(digest: str, context: Context) -> ClusterState:
@@ -82,7 +79,15 @@ def _read(source: SourceSpec, context: Context) -> str:
         return store_state(load_dumps(path), context)
     from tasks.skoop.snapshot import load
 
-    return store_state(load(path), context)
+    state = load(path)
+    return _store_file(path.read_bytes(), state, context) if path.is_file() else store_state(state, context)
+
+
+def _store_file(content: bytes, state: ClusterState, context: Context) -> str:
+    """Put a `.kps` file into the blob store; this process remembers the state that it holds."""
+    digest = context.blobs.put(content)
+    context.memory.keep(("state", digest), state, len(content) * _UNFOLDS)
+    return digest
 
 
 @contextmanager

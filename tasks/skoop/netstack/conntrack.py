@@ -104,7 +104,7 @@ def starts_connection(packet: Packet, *, loose: bool) -> bool:
     if packet.protocol == Protocol.TCP:
         if packet.tcp_flags == TcpFlags.SYN:
             return True
-        return loose and packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK, TcpFlags.FIN_ACK)
+        return loose and packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK)  # FIN,ACK and RST are INVALID
     if packet.protocol == Protocol.ICMP:
         return packet.icmp_type in (8, 13, 15, 17)
     if packet.protocol == Protocol.ICMPV6:

@@ -75,7 +75,7 @@ def route_suspicions(
     iif = _pod_device(netns, source)
     key = FlowKey(dst=first_host(wanted.dst), src=first_host(source) if source else None, iif=iif)
     found = router.lookup(key)
-    if not _as_wanted(found, wanted):
+    if not _as_wanted(found, wanted) and not _narrower(found, wanted):
         yield _explain(netns, wanted, found, peer)
     yield from _inside(netns, wanted, peer)
 
@@ -95,6 +95,13 @@ def _as_wanted(found: Found | None, wanted: Route) -> bool:
         return False
     hop = wanted.nexthops[0]
     return all(leg.nexthop.dev == hop.dev and leg.nexthop.via == hop.via for leg in found.legs)
+
+
+def _narrower(found: Found | None, wanted: Route) -> bool:
+    """Say whether a route of the main table for a part of the prefix was taken: `_inside` reports those, each by itself."""
+    if found is None or found.route is None or _from_rule(found):
+        return False
+    return found.route.table == MAIN_TABLE and bounds(found.route.dst).length > bounds(wanted.dst).length
 
 
 def _explain(netns: NetNS, wanted: Route, found: Found | None, peer: str) -> Suspicion:

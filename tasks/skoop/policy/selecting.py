@@ -51,14 +51,14 @@ class PolicySpec(Struct, frozen=True, kw_only=True, rename="camel"):
 
     pod_selector: Selector = Selector()
     policy_types: tuple[str, ...] | None = None
-    egress: msgspec.Raw | None = None
+    egress: tuple[msgspec.Raw, ...] | None = None
 
     @property
     def directions(self) -> tuple[str, ...]:
         """`Ingress`, `Egress`, or both; as the API defaults them."""
         if self.policy_types is not None:
             return self.policy_types
-        return ("Ingress", "Egress") if self.egress is not None else ("Ingress",)
+        return ("Ingress", "Egress") if self.egress else ("Ingress",)
 
 
 class PolicyMeta(Struct, frozen=True, kw_only=True):

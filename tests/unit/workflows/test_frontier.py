@@ -128,7 +128,7 @@ def test_a_run_taken_up_anywhere_repeats_nothing(plan: tuple[Dag, int, Any], dat
     assert {one.key for one in again} == {one.key for one in whole} - kept.keys()
 
 
-def test_a_frontier_is_linear_in_its_instances() -> None:
+def test_a_wide_fan_out_unfolds_whole() -> None:
     wide = Dag(
         name="wide",
         params=Count,

@@ -1,6 +1,7 @@
 """Small worlds for the tests of the rule engine: rules as text, a packet, and a namespace whose answers are fixed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.ids import node_netns
@@ -12,6 +13,9 @@ from tasks.skoop.netstack.xtables.compile import Tables
 from tasks.skoop.parse.iptables import parse_iptables_save
 
 NODE = node_netns("n1")
+
+Field = Any
+"""What a test says of one field of a packet, a hook or a namespace; the struct that it goes into checks it."""
 
 
 OWN = {"10.1.0.1": "rc", "10.2.0.1": "rs", "fd00:1::1": "rc", "fd00:2::1": "rs"}
@@ -39,7 +43,7 @@ class FixedFacts:
         return self.socket
 
 
-def packet(family: int = 4, **changes: object) -> Packet:
+def packet(family: int = 4, **changes: Field) -> Packet:
     """Return a first TCP packet from 10.1.0.2 to 10.2.0.2 port 80, with changes."""
     ends = ("10.1.0.2", "10.2.0.2") if family == 4 else ("fd00:1::2", "fd00:2::2")
     plain = Packet(
@@ -60,11 +64,11 @@ def context(
     *,
     facts: FixedFacts | None = None,
     family: int = 4,
-    at: dict[str, object] | None = None,
-    **changes: object,
+    at: dict[str, Any] | None = None,
+    **changes: Field,
 ) -> HookContext:
     """Return the packet at a hook, between devices rc and rs as far as the hook has them; `at` are fields of the context."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "in_dev": "rc" if hook in (Hook.PREROUTING, Hook.INPUT, Hook.FORWARD) else "",
         "out_dev": "rs" if hook in (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING) else "",
         **(at or {}),
@@ -74,7 +78,7 @@ def context(
         hook=hook,
         packet=packet(family, **changes),
         facts=facts or FixedFacts(),
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 
@@ -85,15 +89,15 @@ def ipset(name: str, kind: str, *elements: str, family: int = 4) -> IpSet:
 
 
 def compiled(
-    text: str, *, family: int = 4, backend: Backend = Backend.LEGACY, index_from: int = 16, **netns: object
+    text: str, *, family: int = 4, backend: Backend = Backend.LEGACY, index_from: int = 16, **netns: Field
 ) -> Tables:
     """Return the compiled tables of a dump."""
     tables = parse_iptables_save(text, backend=backend, family=family)
-    return Tables(NetNS(id=NODE, tables=tables, **netns), index_from=index_from)  # type: ignore[arg-type]
+    return Tables(NetNS(id=NODE, tables=tables, **netns), index_from=index_from)
 
 
 def table_of(
-    rules: str, *, table: str = "filter", family: int = 4, chain: str = "FORWARD", **more: object
+    rules: str, *, table: str = "filter", family: int = 4, chain: str = "FORWARD", **more: Field
 ) -> CompiledTable:
     """Return one table whose built-in chain has policy ACCEPT. Lines of `rules` are `:CHAIN`, `:CHAIN POLICY` or `-A …`."""
     lines = [line.strip() for line in rules.strip().splitlines() if line.strip()]
@@ -101,7 +105,7 @@ def table_of(
     if not any(line.startswith(f":{chain} ") for line in declared):
         declared.insert(0, f":{chain} ACCEPT")
     text = "\n".join([f"*{table}", *declared, *(line for line in lines if not line.startswith(":")), "COMMIT", ""])
-    return compiled(text, family=family, **more).tables[family, table][0]  # type: ignore[arg-type]
+    return compiled(text, family=family, **more).tables[family, table][0]
 
 
 def minimal(result: TableResult) -> list[str]:

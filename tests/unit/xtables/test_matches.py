@@ -1,15 +1,17 @@
 """Each match against packets that do and do not fit, certain or not."""
 
+from typing import Any
+
 import pytest
 
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
 from tasks.skoop.model.state import ConntrackEntry, Missing, NetNS, Section, Tuple
 from tasks.skoop.model.xtables import Match
-from tasks.skoop.netstack.xtables.api import ConnectionView, Hook, Verdict
+from tasks.skoop.netstack.xtables.api import ConnectionView, Hook, TableResult, Verdict
 from tasks.skoop.netstack.xtables.matches import Scope
 from tasks.skoop.netstack.xtables.view import PacketView
-from tests.unit.xtables.scene import NODE, FixedFacts, context, ipset, table_of
+from tests.unit.xtables.scene import NODE, Field, FixedFacts, context, ipset, table_of
 
 YES, NO, OPEN, UNKNOWN = "yes", "no", "open", "unknown"
 
@@ -44,7 +46,7 @@ ICMP = {"protocol": Protocol.ICMP, "icmp_type": 8, "icmp_code": 0, "sport": 7, "
 UDP = {"protocol": Protocol.UDP, "tcp_flags": TcpFlags.NONE}
 
 
-def _outcome(results: tuple) -> str:
+def _outcome(results: tuple[TableResult, ...]) -> str:
     if len(results) == 1:
         return YES if results[0].verdict == Verdict.DROP else NO
     assert sum(result.probability for result in results) == pytest.approx(1.0)
@@ -52,12 +54,17 @@ def _outcome(results: tuple) -> str:
     return UNKNOWN if all(result.missing for result in results) else OPEN
 
 
-def _ask(rule: str, *, hook: Hook = Hook.FORWARD, family: int = 4, netns: dict | None = None, **scene: object) -> str:
+def _ask(
+    rule: str, *, hook: Hook = Hook.FORWARD, family: int = 4, netns: dict[str, Any] | None = None, **scene: Field
+) -> str:
     table = table_of(f"-A {hook} {rule} -j DROP", chain=hook, family=family, **{"ipsets": SETS, **(netns or {})})
-    return _outcome(table.evaluate(context(hook, family=family, **scene)))  # type: ignore[arg-type]
+    return _outcome(table.evaluate(context(hook, family=family, **scene)))
 
 
-HEADERS = [
+Case = tuple[str, str, dict[str, Any]]
+"""A rule, what it answers, and what is special about packet and place."""
+
+HEADERS: list[Case] = [
     ("", YES, {}),
     ("-s 10.1.0.0/24", YES, {}),
     ("-s 10.1.1.0/24", NO, {}),
@@ -151,7 +158,7 @@ HEADERS = [
     ("-m nfacct --nfacct-name x", YES, {}),
 ]
 
-CONNECTIONS = [
+CONNECTIONS: list[Case] = [
     ("-m mark --mark 0x0", YES, {}),
     ("-m mark --mark 0x0/0x4000", YES, {"mark": 0x8000}),
     ("-m mark --mark 0x4000/0x4000", YES, {"mark": 0xC000}),
@@ -175,6 +182,7 @@ CONNECTIONS = [
     ("-m conntrack --ctproto 6", YES, {"at": NATTED}),
     ("-m conntrack ! --ctproto tcp", NO, {"at": NATTED}),
     ("-m conntrack --ctorigdst 10.96.0.0/16", YES, {"at": NATTED}),
+    ("-m conntrack --ctorigdst 10.96.9.9/16", YES, {"at": NATTED}),
     ("-m conntrack ! --ctorigdst 10.96.0.1", NO, {"at": NATTED}),
     ("-m conntrack --ctorigdstport 443 --ctorigsrc 10.1.0.2", YES, {"at": NATTED}),
     ("-m conntrack --ctorigdstport 80", NO, {"at": NATTED}),
@@ -200,7 +208,7 @@ CONNECTIONS = [
     ("-m helper --helper ftp", NO, {}),
 ]
 
-HOSTS = [
+HOSTS: list[Case] = [
     ("-m addrtype --dst-type LOCAL", NO, {}),
     ("-m addrtype --dst-type LOCAL", YES, {"dst": "10.2.0.1"}),
     ("-m addrtype --src-type LOCAL", NO, {"dst": "10.2.0.1"}),
@@ -237,7 +245,7 @@ HOSTS = [
     ("-m ipvs --vaddr 10.0.0.1", NO, {}),
 ]
 
-CHANCES = [
+CHANCES: list[Case] = [
     ("-m statistic --mode random --probability 1.0", YES, {}),
     ("-m statistic --mode random --probability 0.0", NO, {}),
     ("-m statistic --mode random ! --probability 1.0", NO, {}),
@@ -267,7 +275,7 @@ CHANCES = [
     ("-m nosuchmatch -p udp", NO, {}),
 ]
 
-IN_SETS = [
+IN_SETS: list[Case] = [
     ("--match-set pods src", YES, {}),
     ("--match-set pods dst", NO, {}),
     ("--match-set pods src", NO, {"src": "10.1.9.8"}),
@@ -323,21 +331,21 @@ IN_SETS = [
         for case in HEADERS + CONNECTIONS + HOSTS + CHANCES
     ],
 )
-def test_match(rule: str, expected: str, scene: dict) -> None:
+def test_match(rule: str, expected: str, scene: dict[str, Any]) -> None:
     assert _ask(rule, **scene) == expected
 
 
 @pytest.mark.parametrize(
     ("flags", "expected", "scene"), [pytest.param(*case, id=f"{case[0]} {case[1]}") for case in IN_SETS]
 )
-def test_set(flags: str, expected: str, scene: dict) -> None:
+def test_set(flags: str, expected: str, scene: dict[str, Any]) -> None:
     assert _ask(f"-m set {flags}", **scene) == expected
 
 
 @pytest.mark.parametrize(
     ("flags", "expected", "scene"), [pytest.param(*case, id=f"{case[0]} {case[1]}") for case in IN_SETS]
 )
-def test_negated_set_says_the_opposite(flags: str, expected: str, scene: dict) -> None:
+def test_negated_set_says_the_opposite(flags: str, expected: str, scene: dict[str, Any]) -> None:
     opposite = {YES: NO, NO: YES}.get(expected, expected)
     assert _ask(f"-m set ! {flags}", **scene) == opposite
 
@@ -350,7 +358,7 @@ def test_a_set_that_could_not_be_collected_is_unknown_and_says_why() -> None:
     assert "no ipset here" in table.evaluate(context())[0].missing[0]
 
 
-SIX = [
+SIX: list[Case] = [
     ("-s fd00:1::/64 -d fd00:2::2", YES, {}),
     ("! -s fd00:1::2/128", NO, {}),
     ("-p ipv6-icmp -m icmp6 --icmpv6-type 135", YES, {"protocol": Protocol.ICMPV6, "icmp_type": 135}),
@@ -373,7 +381,7 @@ SIX = [
 
 
 @pytest.mark.parametrize(("rule", "expected", "scene"), [pytest.param(*case, id=case[0]) for case in SIX])
-def test_match_in_ipv6(rule: str, expected: str, scene: dict) -> None:
+def test_match_in_ipv6(rule: str, expected: str, scene: dict[str, Any]) -> None:
     assert _ask(rule, family=6, **scene) == expected
 
 
@@ -409,8 +417,8 @@ def test_rpfilter(invert: str, reverse: bool, expected: str) -> None:
 
 
 def test_rpfilter_lets_loopback_pass() -> None:
-    scene = {"facts": FixedFacts(reverse=False), "at": {"in_dev": "lo"}}
-    assert _ask("-m rpfilter", hook=Hook.PREROUTING, **scene) == YES
+    facts = FixedFacts(reverse=False)
+    assert _ask("-m rpfilter", hook=Hook.PREROUTING, facts=facts, at={"in_dev": "lo"}) == YES
 
 
 def test_connlimit_is_open_where_as_many_connections_were_collected() -> None:

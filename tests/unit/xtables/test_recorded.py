@@ -4,13 +4,14 @@ import io
 import tarfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
 from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
 from tasks.skoop.netstack.xtables.api import CompiledTable, ConnectionView, Hook, TableResult
-from tests.unit.xtables.scene import FixedFacts, compiled, context, minimal
+from tests.unit.xtables.scene import Field, FixedFacts, compiled, context, minimal
 
 RECORDING = Path(__file__).parents[2] / "data" / "broken" / "il-healthy.tar.zst"
 MEMBER = "nodes/n1/iptables-save-c.legacy.txt"
@@ -34,9 +35,9 @@ def _tables() -> dict[str, CompiledTable]:
     return {table: each[0] for (_, table), each in compiled(text).tables.items()}
 
 
-def _ask(table: str, hook: Hook, **scene: object) -> tuple[TableResult, ...]:
-    changes = {"src": "10.244.1.4", "in_dev": "cni0", **scene}
-    at = {"in_dev": changes.pop("in_dev"), **changes.pop("at", {})}  # type: ignore[dict-item]
+def _ask(table: str, hook: Hook, **scene: Field) -> tuple[TableResult, ...]:
+    changes: dict[str, Any] = {"src": "10.244.1.4", "in_dev": "cni0", **scene}
+    at = {"in_dev": changes.pop("in_dev"), **changes.pop("at", {})}
     return _tables()[table].evaluate(context(hook, facts=NodeFacts(), at=at, **changes))
 
 
@@ -75,7 +76,7 @@ SERVICES = [
 
 
 @pytest.mark.parametrize(("scene", "backends", "mark"), SERVICES)
-def test_service(scene: dict, backends: dict[str, float], mark: int) -> None:
+def test_service(scene: dict[str, Any], backends: dict[str, float], mark: int) -> None:
     results = _ask("nat", Hook.PREROUTING, **scene)
     assert _backends(results) == backends
     assert {result.packet.mark for result in results if result.packet.src != "10.244.1.5"} == {mark}
@@ -126,7 +127,7 @@ POSTROUTING = [
 
 
 @pytest.mark.parametrize(("scene", "action", "place", "mark"), POSTROUTING)
-def test_postrouting(scene: dict, action: str, place: str, mark: int) -> None:
+def test_postrouting(scene: dict[str, Any], action: str, place: str, mark: int) -> None:
     (result,) = _ask("nat", Hook.POSTROUTING, **{"in_dev": "", **scene})
     assert minimal(result)[-1] == f"{place} {action}"
     assert result.packet.mark == mark
@@ -150,7 +151,7 @@ FILTER = [
 
 
 @pytest.mark.parametrize(("hook", "scene", "last"), FILTER)
-def test_filter(hook: Hook, scene: dict, last: str) -> None:
+def test_filter(hook: Hook, scene: dict[str, Any], last: str) -> None:
     (result,) = _ask("filter", hook, **scene)
     assert minimal(result)[-1] == last
     assert not result.missing

@@ -1,16 +1,19 @@
 """Each target: what it does to the packet, the connection and the way."""
 
+from typing import Any
+
 import pytest
 
+from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import CtState
 from tasks.skoop.netstack.xtables.api import ConnectionView, Hook, NatAction, NatKind, TableResult, Verdict
-from tests.unit.xtables.scene import context, minimal, table_of
+from tests.unit.xtables.scene import Field, context, minimal, table_of
 
 
 def _one(
-    rules: str, *, table: str = "mangle", hook: Hook = Hook.PREROUTING, family: int = 4, **scene: object
+    rules: str, *, table: str = "mangle", hook: Hook = Hook.PREROUTING, family: int = 4, **scene: Field
 ) -> TableResult:
-    (result,) = table_of(rules, table=table, chain=hook, family=family).evaluate(context(hook, family=family, **scene))  # type: ignore[arg-type]
+    (result,) = table_of(rules, table=table, chain=hook, family=family).evaluate(context(hook, family=family, **scene))
     return result
 
 
@@ -21,6 +24,7 @@ MARKS = [
     ("--set-xmark 0x53a/0xffffffff", 0xFFFF, 0x53A),
     ("--set-xmark 0x0/0xff", 0x1234, 0x1200),
     ("--set-mark 0x1/0xf", 0x12, 0x11),
+    ("--set-mark 0x10/0xf", 0x11, 0x10),
     ("--set-mark 7", 0xFFFF, 7),
     ("--and-mark 0xff00", 0x12345, 0x2300),
     ("--or-mark 0x10", 0x01, 0x11),
@@ -50,8 +54,8 @@ CONNMARKS = [
 
 @pytest.mark.parametrize(("option", "mark", "connmark", "new_connmark", "new_mark"), CONNMARKS)
 def test_connmark(option: str, mark: int, connmark: int, new_connmark: int | None, new_mark: int) -> None:
-    scene = {"at": {"connection": ConnectionView(mark=connmark)}}
-    result = _one(f"-A PREROUTING -j CONNMARK {option}", mark=mark, **scene)
+    at = {"connection": ConnectionView(mark=connmark)}
+    result = _one(f"-A PREROUTING -j CONNMARK {option}", mark=mark, at=at)
     assert (result.connmark, result.packet.mark) == (new_connmark, new_mark)
 
 
@@ -66,23 +70,28 @@ def test_connmark_does_nothing_without_a_connection() -> None:
     assert minimal(result)[0] == "PREROUTING#1 connmark no connection"
 
 
+def _nat(kind: NatKind, first: str, last: str, ports: tuple[int, int] | None = None) -> NatAction:
+    return NatAction(kind=kind, addresses=((Ip(first), Ip(last)),), ports=ports)
+
+
 NATS = [
-    ("DNAT --to-destination 10.2.0.2:8080", NatAction(kind=NatKind.DNAT, addresses=(("10.2.0.2", "10.2.0.2"),), ports=(8080, 8080)), "to 10.2.0.2:8080"),
-    ("DNAT --to-destination 10.2.0.2", NatAction(kind=NatKind.DNAT, addresses=(("10.2.0.2", "10.2.0.2"),)), "to 10.2.0.2"),
-    ("DNAT --to-destination 1.1.1.1-1.1.1.9:10-20 --random", NatAction(kind=NatKind.DNAT, addresses=(("1.1.1.1", "1.1.1.9"),), ports=(10, 20)), "to 1.1.1.1-1.1.1.9:10-20"),
+    ("DNAT --to-destination 10.2.0.2:8080", _nat(NatKind.DNAT, "10.2.0.2", "10.2.0.2", ports=(8080, 8080)), "to 10.2.0.2:8080"),
+    ("DNAT --to-destination 10.2.0.2", _nat(NatKind.DNAT, "10.2.0.2", "10.2.0.2"), "to 10.2.0.2"),
+    ("DNAT --to-destination 1.1.1.1-1.1.1.9:10-20 --random", _nat(NatKind.DNAT, "1.1.1.1", "1.1.1.9", ports=(10, 20)), "to 1.1.1.1-1.1.1.9:10-20"),
     ("DNAT --to-destination :8080", NatAction(kind=NatKind.DNAT, ports=(8080, 8080)), "to port 8080"),
-    ("SNAT --to-source 10.0.0.1 --random-fully --persistent", NatAction(kind=NatKind.SNAT, addresses=(("10.0.0.1", "10.0.0.1"),)), "to 10.0.0.1"),
+    ("SNAT --to-source 10.0.0.1 --random-fully --persistent", _nat(NatKind.SNAT, "10.0.0.1", "10.0.0.1"), "to 10.0.0.1"),
+    ("SNAT --to 10.0.0.1", _nat(NatKind.SNAT, "10.0.0.1", "10.0.0.1"), "to 10.0.0.1"),
     ("MASQUERADE --random-fully", NatAction(kind=NatKind.MASQUERADE), ""),
     ("MASQUERADE --to-ports 1024-65535", NatAction(kind=NatKind.MASQUERADE, ports=(1024, 65535)), "to port 1024-65535"),
     ("REDIRECT --to-ports 15001", NatAction(kind=NatKind.REDIRECT, ports=(15001, 15001)), "to port 15001"),
-    ("NETMAP --to 192.168.4.0/24", NatAction(kind=NatKind.NETMAP, addresses=(("192.168.4.0", "192.168.4.255"),)), "to 192.168.4.0-192.168.4.255"),
+    ("NETMAP --to 192.168.4.0/24", _nat(NatKind.NETMAP, "192.168.4.0", "192.168.4.255"), "to 192.168.4.0-192.168.4.255"),
 ]  # fmt: skip
 
 NATS_IN_IPV6 = [
-    ("DNAT --to-destination [fd00::1]:80", NatAction(kind=NatKind.DNAT, addresses=(("fd00::1", "fd00::1"),), ports=(80, 80)), "to [fd00::1]:80"),
-    ("DNAT --to-destination fd00::1-fd00::9", NatAction(kind=NatKind.DNAT, addresses=(("fd00::1", "fd00::9"),)), "to fd00::1-fd00::9"),
+    ("DNAT --to-destination [fd00::1]:80", _nat(NatKind.DNAT, "fd00::1", "fd00::1", ports=(80, 80)), "to [fd00::1]:80"),
+    ("DNAT --to-destination fd00::1-fd00::9", _nat(NatKind.DNAT, "fd00::1", "fd00::9"), "to fd00::1-fd00::9"),
     ("DNAT --to-destination :80", NatAction(kind=NatKind.DNAT, ports=(80, 80)), "to port 80"),
-    ("NETMAP --to fd00:5::/64", NatAction(kind=NatKind.NETMAP, addresses=(("fd00:5::", "fd00:5::ffff:ffff:ffff:ffff"),)), "to fd00:5::-fd00:5::ffff:ffff:ffff:ffff"),
+    ("NETMAP --to fd00:5::/64", _nat(NatKind.NETMAP, "fd00:5::", "fd00:5::ffff:ffff:ffff:ffff"), "to fd00:5::-fd00:5::ffff:ffff:ffff:ffff"),
 ]  # fmt: skip
 
 
@@ -162,7 +171,8 @@ def test_the_first_of_zone_and_notrack_wins() -> None:
     ],
 )
 def test_header_change(target: str, field: str, before: int, after: int) -> None:
-    result = _one(f"-A PREROUTING -j {target}", **{field: before})
+    scene: dict[str, Any] = {field: before}
+    result = _one(f"-A PREROUTING -j {target}", **scene)
     assert getattr(result.packet, field) == after
 
 

@@ -7,7 +7,7 @@ from tasks.skoop.model.trace import Place, Stage
 from tasks.skoop.model.xtables import Backend
 from tasks.skoop.netstack.xtables.api import Hook, Verdict
 from tasks.skoop.netstack.xtables.compile import compile_tables
-from tasks.skoop.netstack.xtables.table import MAX_WAYS
+from tasks.skoop.netstack.xtables.table import MAX_DOUBTFUL_WAYS, MAX_WAYS
 from tests.unit.xtables.scene import NODE, compiled, context, minimal, table_of
 
 WAYS = [
@@ -203,7 +203,24 @@ def test_too_many_ways_are_summed_up_as_unknown() -> None:
         for n in range(20)
     )
     results = table_of(rules).evaluate(context())
-    assert len(results) <= MAX_WAYS
+    assert MAX_WAYS / 2 < len(results) <= MAX_WAYS + 1
     assert sum(result.probability for result in results) == pytest.approx(1.0)
     assert results[-1].verdict == Verdict.UNKNOWN
-    assert "more than" in results[-1].missing[0]
+    assert "too many ways" in results[-1].missing[0]
+
+
+def test_ways_that_rest_on_the_unknown_and_come_to_the_same_are_one() -> None:
+    rules = "-A FORWARD -m string --string x -j RETURN\n-A FORWARD -m u32 --u32 0=0 -j RETURN\n-A FORWARD -j DROP"
+    results = table_of(rules).evaluate(context())
+    assert [(result.verdict, result.probability, len(result.missing)) for result in results] == [
+        ("ACCEPT", 0.75, 2),
+        ("DROP", 0.25, 2),
+    ]
+
+
+def test_doubtful_ways_do_not_run_away() -> None:
+    rules = "\n".join(f"-A FORWARD -m string --string {n} -j MARK --set-xmark {1 << n}/{1 << n}" for n in range(24))
+    results = table_of("-A FORWARD -m statistic --mode random --probability 0.5 -j DROP\n" + rules).evaluate(context())
+    assert len(results) <= MAX_DOUBTFUL_WAYS + 3
+    assert sum(result.probability for result in results) == pytest.approx(1.0)
+    assert (results[0].verdict, results[0].probability, results[0].missing) == ("DROP", 0.5, ())

@@ -155,7 +155,7 @@ def rpfilter(options: Options, _: int) -> Condition:
 def mac(options: Options, _: int) -> Condition:
     """`-m mac`: never holds for a packet without an Ethernet header, negated or not."""
     (option,) = options
-    if option[0] != "mac-source":
+    if option[0] not in ("mac-source", "mac"):
         raise NotUnderstood(f"--{option[0]}")
     wanted, negate = only(option).lower(), option[1]
     return lambda view: view.context.mac != "" and (view.context.mac.lower() == wanted) != negate

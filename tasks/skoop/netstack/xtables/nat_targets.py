@@ -20,7 +20,7 @@ def to_addresses(options: Options, family: int, name: str, kind: NatKind) -> Nat
     """Return what `--to-destination` or `--to-source` asks for: `[address[-address]][:port[-port]]`."""
     text = ""
     for option in options:
-        if option[0] == name and not text:
+        if option[0] in (name, "to") and not text:
             text = only(option)
         elif option[0] not in HARMLESS:
             raise NotUnderstood(f"--{option[0]}" + (", more than once" if option[0] == name else ""))
@@ -66,7 +66,7 @@ def _snat(options: Options, family: int) -> NatAction:
 def _to_ports(options: Options, kind: NatKind) -> NatAction:
     wanted: tuple[int, int] | None = None
     for option in options:
-        if option[0] == "to-ports":
+        if option[0] in ("to-ports", "to-port"):
             wanted = ports(only(option), "-")
         elif option[0] not in HARMLESS:
             raise NotUnderstood(f"--{option[0]}")

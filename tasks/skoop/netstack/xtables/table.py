@@ -7,6 +7,8 @@ after the other, the matching side first, and bounded in number.
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+from msgspec.structs import replace
+
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.xtables import Chain, Rule, XTable
 from tasks.skoop.netstack.xtables.api import Hook, HookContext, TableResult, Verdict
@@ -20,6 +22,8 @@ from tasks.skoop.netstack.xtables.way import CompiledRule, TableId, Way
 
 MAX_WAYS = 4096
 """More ways than this through one table are summed up as unknown."""
+MAX_DOUBTFUL_WAYS = 256
+"""The same for ways on which something was not known: they double with every such rule, and all end as unknown anyway."""
 
 
 class CompiledChain:
@@ -118,18 +122,50 @@ class Table:
             return (TableResult(verdict=Verdict.ACCEPT, packet=context.packet),)
         pending = [Way(self.id, base, context)]
         results: list[TableResult] = []
+        doubtful = 0
         while pending:
-            results.append(_run(pending.pop(), pending))
-            if len(results) + len(pending) >= MAX_WAYS and pending:
-                results.append(self._summed_up(pending))
+            result = _run(pending.pop(), pending)
+            results.append(result)
+            doubtful += bool(result.missing)
+            if len(results) + len(pending) > MAX_WAYS:
+                results += self._summed_up(pending)
                 break
-        return tuple(results)
+            if doubtful > MAX_DOUBTFUL_WAYS:
+                results += self._summed_up([way for way in pending if way.missing])
+                pending = [way for way in pending if not way.missing]
+        return _merged(results) if doubtful > 1 else tuple(results)
 
-    def _summed_up(self, pending: Sequence[Way]) -> TableResult:
-        first = pending[-1]
-        first.probability = sum(way.probability for way in pending)
+    def _summed_up(self, ways: Sequence[Way]) -> list[TableResult]:
+        """Return one unknown result that stands for all these ways, or none for none."""
+        if not ways:
+            return []
+        first = ways[-1]
+        first.probability = sum(way.probability for way in ways)
         where = f"{self.id.netns} {self.name}/{first.base.name}"
-        return first.finish(Verdict.UNKNOWN, missing=(f"{where}: more than {MAX_WAYS} ways through the rules",))
+        return [first.finish(Verdict.UNKNOWN, missing=(f"{where}: too many ways through the rules",))]
+
+
+def _merged(results: Sequence[TableResult]) -> tuple[TableResult, ...]:
+    """Return the results with those made one that rest on something unknown and come to the same.
+
+    Such a result has the steps of the first of them, their probabilities together, and all that was missing.
+    """
+    found: dict[object, TableResult] = {}
+    for number, result in enumerate(results):
+        same = (result.verdict, result.packet, result.nat, result.reject, result.notrack, result.zone, result.connmark)
+        key: object = (*same, result.tproxy) if result.missing else number
+        first = found.get(key)
+        found[key] = (
+            result
+            if first is None
+            else replace(
+                first,
+                probability=first.probability + result.probability,
+                missing=tuple(dict.fromkeys(first.missing + result.missing)),
+                assumed=tuple(dict.fromkeys(first.assumed + result.assumed)),
+            )
+        )
+    return tuple(found.values())
 
 
 def _run(way: Way, pending: list[Way]) -> TableResult:
