@@ -136,10 +136,12 @@ class Faulting:
         if step.families and not set(step.families) & set(self._lab.plan.families):
             return []
         did = []
+        takes_back = (step.undo,) if isinstance(step.undo, str) else step.undo
         for netns in self._spaces(step.where, names):
-            do, undo = shlex.split(step.do.format_map(names)), shlex.split(step.undo.format_map(names))
+            do = shlex.split(step.do.format_map(names))
             netns.run(do, lock=self._lab.lock)
-            if undo:
+            for command in reversed(takes_back):
+                undo = shlex.split(command.format_map(names))
                 broken.undo.append(partial(netns.run, undo, lock=self._lab.lock))
             did.append(f"{netns.name}: {shlex.join(do)}")
         return did

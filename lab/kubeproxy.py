@@ -81,10 +81,6 @@ class ServicePort:
         """KUBE-SEP-…: one endpoint."""
         return "KUBE-SEP-" + chain_hash(self.name, self.protocol, backend.text)
 
-    def match(self, ip: str) -> str:
-        """Return the destination match in iptables-save's order; the comment goes between (see `_rule`)."""
-        return f"-d {ip}/{128 if ':' in ip else 32} -p {self.protocol}"
-
 
 def chain_hash(*parts: str) -> str:
     """Return the sixteen characters that end a chain's name: base32 of sha256 over the parts."""
@@ -290,7 +286,8 @@ class _Writer:
     def _to(self, ip: str, comment: str, target: str) -> str:
         port = self.port
         says = f'-m comment --comment "{port.name} {comment}"'
-        return f"{port.match(ip)} {says} -m {port.protocol} --dport {port.port} -j {target}"
+        where = f"-d {ip}/{128 if ':' in ip else 32} -p {port.protocol}"
+        return f"{where} {says} -m {port.protocol} --dport {port.port} -j {target}"
 
     def _entry_points(self, usable: bool, *, internal: bool, external: bool) -> None:
         port = self.port

@@ -20,14 +20,14 @@ ROUTED = (Kind.FLANNEL_HOST_GW, Kind.BRIDGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A command in a namespace, and the one that takes it back. `where` is a namespace id, or `app:<app>` for each such pod.
+    """A command in a namespace, and what takes it back (one command, or several in order). `where` is a namespace id, or `app:<app>` for each such pod.
 
     What a link's going down takes with it (routes, addresses, neighbours) is put back without being named here.
     """
 
     where: str
     do: str
-    undo: str = ""
+    undo: str | tuple[str, ...] = ()
     families: tuple[int, ...] = ()
     """Only if the lab has one of these."""
 

@@ -58,8 +58,11 @@ FAULTS = (
         target="pod",
         on="shop/web-2",
         steps=(
-            Run(where="node/{node}", do="ip link set {veth} nomaster", undo="bridge link set dev {veth} hairpin on"),
-            Run(where="node/{node}", do="true", undo="ip link set {veth} master {bridge}"),
+            Run(
+                where="node/{node}",
+                do="ip link set {veth} nomaster",
+                undo=("ip link set {veth} master {bridge}", "bridge link set dev {veth} hairpin on"),
+            ),
         ),
         witness=Witness(
             src="{peer_client}",

@@ -338,7 +338,8 @@ def _parted(
     subjects |= {str(node.netns) for node in diagnosis.path.nodes if node.netns}
     for end in (diagnosis.question.src, diagnosis.question.dst):
         subjects |= {end.name, str(end.netns)}
-    subjects |= {service.key for service in network.ipcache.services_by_ip.get(diagnosis.question.dst.ip, ())}
+    services = network.ipcache.services_by_ip.get(diagnosis.question.dst.ip, ())
+    subjects |= {f"svc/{service.key}" for service in services}
     near: list[Suspicion] = []
     far: list[Suspicion] = []
     for suspicion in standing:

@@ -17,6 +17,7 @@ from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NetNS
 from tasks.skoop.model.suspicion import (
+    AcceptConnections,
     AddAddress,
     AddChain,
     AddRoute,
@@ -129,6 +130,12 @@ def _applied(netns: NetNS, change: Change) -> NetNS:
             return replace(netns, fdb=_fdb(netns.fdb, change.entry, remove=change.remove))
         case AddSocket():
             return replace(netns, sockets=(*netns.sockets, change.socket))
+        case AcceptConnections():
+            drained = (
+                replace(known, recv_queue=0) if known.port == change.port and known.state == "LISTEN" else known
+                for known in netns.sockets
+            )
+            return replace(netns, sockets=tuple(drained))
         case FlushConntrack():
             kept = tuple(
                 entry
@@ -166,10 +173,18 @@ def _tell_peer(namespaces: dict[NetnsId, NetNS], change: SetLink) -> None:
 
 def _with_link(netns: NetNS, name: str, *, carrier: bool) -> NetNS:
     links = tuple(
-        replace(link, carrier=carrier, operstate="UP" if carrier and link.up else "DOWN") if link.name == name else link
-        for link in netns.interfaces
+        _with_carrier(netns, link, carrier=carrier) if link.name == name else link for link in netns.interfaces
     )
     return replace(netns, interfaces=links)
+
+
+def _with_carrier(netns: NetNS, link: Interface, *, carrier: bool) -> Interface:
+    """Return an interface that got or lost its carrier; a port of a bridge that is up follows (br_port_carrier_check)."""
+    bridge = netns.interface(link.master) if link.master else None
+    port = link.port
+    if port is not None and bridge is not None and bridge.up:
+        port = replace(port, state="forwarding" if carrier and link.up else "disabled")
+    return replace(link, carrier=carrier, operstate="UP" if carrier and link.up else "DOWN", port=port)
 
 
 TableChange = DeleteRule | InsertRule | SetPolicy | AddChain

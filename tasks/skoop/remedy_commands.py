@@ -11,6 +11,7 @@ from tasks.skoop.model.addr import ip_version
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import FdbEntry, NextHop, Route
 from tasks.skoop.model.suspicion import (
+    AcceptConnections,
     AddAddress,
     AddChain,
     AddRoute,
@@ -30,6 +31,8 @@ from tasks.skoop.model.suspicion import (
 )
 
 TABLE_NAMES = {254: "", 255: "local", 253: "default"}
+PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
+"""States of a bridge port in the order of their numbers (BR_STATE_*)."""
 
 
 def host_of(netns: NetnsId) -> str:
@@ -66,7 +69,7 @@ def _commands(change: Change) -> list[str]:
             return [f"ip neigh replace {change.ip} lladdr {change.mac} dev {change.dev} nud {state}"]
         case SetFdb():
             return [f"bridge fdb {'del' if change.remove else 'replace'} {fdb_text(change.entry)}"]
-        case AddSocket():
+        case AddSocket() | AcceptConnections():
             return []
         case FlushConntrack():
             port = f" --dport {change.dport}" if change.dport else ""
@@ -142,6 +145,8 @@ def _link(change: SetLink) -> list[str]:
     for name, value in (("hairpin", change.hairpin), ("isolated", change.isolated)):
         if value is not None:
             commands.append(f"bridge link set dev {change.dev} {name} {'on' if value else 'off'}")
+    if change.port_state is not None:
+        commands.append(f"bridge link set dev {change.dev} state {PORT_STATES.index(change.port_state)}")
     return commands
 
 

@@ -63,12 +63,13 @@ def set_link(netns: NetNS, change: SetLink) -> tuple[str, NetNS]:
         if change.master and (bridge is None or bridge.kind != "bridge"):
             return f"{change.master} is not a bridge", netns
         netns, link = _set_master(netns, link, change.master)
-    if change.hairpin is not None or change.isolated is not None:
+    if (change.hairpin, change.isolated, change.port_state) != (None, None, None):
         if link.port is None:
             return f"{change.dev} is on no bridge", netns
         port = link.port
         port = replace(port, hairpin=port.hairpin if change.hairpin is None else change.hairpin)
         port = replace(port, isolated=port.isolated if change.isolated is None else change.isolated)
+        port = replace(port, state=port.state if change.port_state is None else change.port_state)
         netns, link = _put(netns, replace(link, port=port))
     if change.up is not None and change.up != link.up:
         netns = _go_up(netns, link) if change.up else _go_down(netns, link)

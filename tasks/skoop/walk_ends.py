@@ -16,6 +16,7 @@ from tasks.skoop.model.ids import NodeName, node_netns
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import NetNS, Socket
 from tasks.skoop.model.suspicion import (
+    AcceptConnections,
     AddRoute,
     AddSocket,
     Change,
@@ -234,9 +235,7 @@ def _no_route(network: Network, netns: NetNS, ended: Ended) -> _Finding | None:
     pod = network.ipcache.pods_by_netns.get(netns.id)
     if pod is None:
         return None
-    links = PodLinks(network.ipcache)
-    inside = links.plug(pod).inside
-    route = links.default_route(pod, inside, ip_version(packet.dst)) if inside is not None else None
+    route = PodLinks(network.ipcache).default_route(pod, ip_version(packet.dst))
     return _Finding("KP-ROUTE-003", (AddRoute(netns=netns.id, route=route),) if route else ())
 
 
@@ -289,15 +288,13 @@ def _other_host(network: Network, netns: NetNS, ended: Ended) -> _Finding:
 
 
 def _link_down(network: Network, netns: NetNS, ended: Ended) -> _Finding:
-    changes: list[Change] = [SetLink(netns=netns.id, dev=ended.place.dev, up=True)]
+    dev = ended.place.dev
     pod = network.ipcache.pods_by_netns.get(netns.id)
-    if pod is not None:
-        link = netns.interface(ended.place.dev)
-        for version in sorted({ip_version(ip) for ip in pod.ips}):
-            route = PodLinks(network.ipcache).default_route(pod, link, version) if link is not None else None
-            if route is not None:
-                changes.append(AddRoute(netns=netns.id, route=route))
-    return _Finding("KP-LINK-001", tuple(changes))
+    if pod is not None and dev != "lo":  # the plugin knows what else the pod lost with it
+        for known in PodLinks(network.ipcache).pod_suspicions(pod):
+            if known.code == "KP-LINK-001" and known.remedy is not None:
+                return _Finding("KP-LINK-001", known.remedy.changes)
+    return _Finding("KP-LINK-002" if dev == "lo" else "KP-LINK-001", (SetLink(netns=netns.id, dev=dev, up=True),))
 
 
 def _bridge_state(network: Network, netns: NetNS, ended: Ended) -> _Finding:
@@ -305,7 +302,7 @@ def _bridge_state(network: Network, netns: NetNS, ended: Ended) -> _Finding:
     bridge = netns.interface(ended.place.key)
     if bridge is not None and not bridge.up:
         return _Finding("KP-LINK-005", (SetLink(netns=netns.id, dev=bridge.name, up=True),))
-    return _Finding("KP-LINK-006")
+    return _Finding("KP-LINK-006", (SetLink(netns=netns.id, dev=ended.place.dev, port_state="forwarding"),))
 
 
 def _bridge_forward(network: Network, netns: NetNS, ended: Ended) -> _Finding:
@@ -317,7 +314,7 @@ def _bridge_forward(network: Network, netns: NetNS, ended: Ended) -> _Finding:
         return _Finding("KP-LINK-011", (SetLink(netns=netns.id, dev=dev, isolated=False),))
     if "down" in why:
         return _Finding("KP-LINK-003", (SetLink(netns=netns.id, dev=dev, up=True),))
-    return _Finding("KP-LINK-006")
+    return _Finding("KP-LINK-006", (SetLink(netns=netns.id, dev=dev, port_state="forwarding"),))
 
 
 def _no_target(network: Network, netns: NetNS, ended: Ended) -> _Finding:
@@ -355,6 +352,9 @@ def _no_socket(network: Network, netns: NetNS, ended: Ended) -> _Finding:
         return _Finding("KP-VXLAN-002")
     services = network.state.objects.services
     translated = any(port.node_port == packet.dport for service in services for port in service.ports)
+    mapped = any(port.host_port == packet.dport for pod in network.state.objects.pods for port in pod.ports)
+    if _node(netns) is not None and mapped:
+        return _Finding("KP-NF-009")
     if _node(netns) is not None and (translated or packet.dst in network.ipcache.services_by_ip):
         return _Finding("KP-SVC-012" if translated else "KP-SVC-013")
     here = [known for known in netns.sockets if (known.protocol, known.port) == (packet.protocol, packet.dport)]
@@ -364,8 +364,10 @@ def _no_socket(network: Network, netns: NetNS, ended: Ended) -> _Finding:
 
 
 def _overflow(network: Network, netns: NetNS, ended: Ended) -> _Finding:
-    del network, netns, ended
-    return _Finding("KP-SOCK-003")
+    del network
+    packet = ended.walk.packet
+    changes = (AcceptConnections(netns=netns.id, port=packet.dport),) if packet is not None else ()
+    return _Finding("KP-SOCK-003", changes)
 
 
 def _unexpected(network: Network, netns: NetNS, ended: Ended) -> _Finding:

@@ -6,7 +6,7 @@ from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.assertions.scene import Cluster
 from tasks.skoop.model.addr import Ip, contains, ip_version
 from tasks.skoop.model.endpoint import Endpoint, EndpointType
-from tasks.skoop.model.ids import node_netns
+from tasks.skoop.model.ids import NodeName, node_netns
 from tasks.skoop.model.suspicion import Suspicion
 
 
@@ -14,7 +14,7 @@ def address_suspicions(cluster: Cluster) -> Iterator[Suspicion]:
     """Yield addresses with two owners, podCIDRs of two nodes, and pods outside their node's podCIDR."""
     for ip, owners in cluster.ipcache.duplicates.items():
         if _matters(cluster, ip, owners):
-            yield _duplicate(ip, owners)
+            yield _duplicate(cluster, ip, owners)
     yield from _networks(cluster)
     yield from _outside(cluster)
 
@@ -28,17 +28,29 @@ def _matters(cluster: Cluster, ip: Ip, owners: tuple[Endpoint, ...]) -> bool:
     return any(ip in node.ips for node in cluster.state.objects.nodes) or cluster.ipcache.network_of(ip) is not None
 
 
-def _duplicate(ip: Ip, owners: tuple[Endpoint, ...]) -> Suspicion:
+def _duplicate(cluster: Cluster, ip: Ip, owners: tuple[Endpoint, ...]) -> Suspicion:
     names = [f"{owner.type} {owner.name}" for owner in owners]
-    pods = all(owner.type == EndpointType.POD for owner in owners)
+    intruders = [owner for owner in owners if not _by_right(cluster, ip, owner)]
+    pods = not intruders and all(owner.type == EndpointType.POD for owner in owners)
     nodes = all(owner.type == EndpointType.NODE for owner in owners)
     return suspect(
         "KP-K8S-007" if pods else "KP-INFRA-003" if nodes else "KP-ADDR-001",
         f"{ip} belongs to {' and to '.join(names)}",
-        subject=owners[0].netns or "",
+        subject=(intruders or owners)[0].netns or "",
         seen=", ".join(names),
         expected="one owner",
     )
+
+
+def _by_right(cluster: Cluster, ip: Ip, owner: Endpoint) -> bool:
+    """Say whether Kubernetes knows the address as the owner's, or as one of its node's pod network."""
+    if owner.netns is None:
+        return True
+    pod = cluster.ipcache.pods_by_netns.get(owner.netns)
+    if pod is not None:
+        return ip in pod.ips
+    node = cluster.ipcache.nodes.get(NodeName(owner.name))
+    return node is not None and (ip in node.ips or any(contains(net, ip) for net in node.pod_cidrs))
 
 
 def _networks(cluster: Cluster) -> Iterator[Suspicion]:

@@ -201,6 +201,9 @@ FILTERS = (
     Code("KP-NF-008", CRITICAL, "Traffic is redirected to a port where nobody listens",
          "A REDIRECT rule in the pod (a sidecar's) points to a port without a listener.",
          "See whether the sidecar runs."),
+    Code("KP-NF-009", CRITICAL, "Host port is not programmed",
+         "A pod asks for a port of its node, but no nat rule of the node leads that port to the pod.",
+         "Restart the pod, so that the CNI plugin (portmap) writes its rules again; see who flushes them."),
 )
 
 VXLAN = (

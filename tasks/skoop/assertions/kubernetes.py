@@ -20,6 +20,11 @@ ENFORCERS = ("cali-", "KUBE-NWPLCY-", "KUBE-ROUTER-", "WEAVE-NPC", "ANTREA-", "C
 """How chains begin that enforce policies."""
 
 
+def service_subject(key: str) -> str:
+    """Return what a suspicion about a Service names as its subject."""
+    return f"svc/{key}"
+
+
 def pod_suspicions(cluster: Cluster) -> Iterator[Suspicion]:
     """Yield pods that are not ready, have no address, or want a host port that another has."""
     ports: dict[tuple[str, str, int, str], PodMeta] = {}
@@ -79,7 +84,7 @@ def _endpoints(service: Service, selected: list[PodMeta], pieces: list[EndpointS
         yield suspect(
             "KP-K8S-002",
             f"Service {service.key} selects {wanted}, which no pod in {service.namespace} carries",
-            subject=service.key,
+            subject=service_subject(service.key),
             seen="no pod selected",
         )
         return
@@ -89,7 +94,7 @@ def _endpoints(service: Service, selected: list[PodMeta], pieces: list[EndpointS
         yield suspect(
             "KP-K8S-003",
             f"Service {service.key} has no ready endpoint{detail}",
-            subject=service.key,
+            subject=service_subject(service.key),
             seen=f"{len(selected)} pods selected, 0 ready endpoints",
         )
 
@@ -109,7 +114,7 @@ def _named_ports(service: Service, selected: list[PodMeta]) -> Iterator[Suspicio
                 "KP-K8S-009",
                 f"Service {service.key} names the target port {port.target!r}, which {len(selected) - len(having)} of "
                 f"{len(selected)} pods do not declare ({lacking.key})",
-                subject=service.key,
+                subject=service_subject(service.key),
             )
 
 
@@ -122,7 +127,7 @@ def _source_ranges(cluster: Cluster, service: Service) -> Iterator[Suspicion]:
         yield suspect(
             "KP-K8S-012",
             f"pods may not use the load balancer address of {service.key}: its source ranges leave them out",
-            subject=service.key,
+            subject=service_subject(service.key),
             seen=", ".join(ranges),
         )
 
@@ -138,7 +143,7 @@ def _health_check(cluster: Cluster, service: Service, pieces: list[EndpointSlice
             "KP-K8S-011",
             f"{', '.join(without[:5])} {'has' if len(without) == 1 else 'have'} no local endpoint of {service.key} "
             "(externalTrafficPolicy Local)",
-            subject=service.key,
+            subject=service_subject(service.key),
         )
     if not service.health_check_node_port:
         return
@@ -169,7 +174,7 @@ def endpoint_suspicions(cluster: Cluster) -> Iterator[Suspicion]:
                 yield suspect(
                     "KP-K8S-014",
                     f"{piece.namespace}/{piece.service} counts {endpoint.pod} as {endpoint.addresses[0]}, but it has {has}",
-                    subject=f"{piece.namespace}/{piece.service}",
+                    subject=service_subject(f"{piece.namespace}/{piece.service}"),
                 )
 
 
@@ -211,5 +216,5 @@ class KubernetesAssertion:
         self._cluster = cluster
 
     def check(self) -> tuple[Suspicion, ...]:
-        """Return what looks wrong; `subject` is a namespace's id, or `namespace/name` of a Service."""
+        """Return what looks wrong; `subject` is a namespace's id, or `svc/namespace/name` for a Service."""
         return tuple(found for check in CHECKS for found in check(self._cluster))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.assertions.conntrack import conntrack_suspicions
 from tasks.skoop.assertions.filters import filter_suspicions
+from tasks.skoop.assertions.hostports import host_port_suspicions
 from tasks.skoop.assertions.links import link_suspicions
 from tasks.skoop.assertions.neighbours import neighbour_suspicions
 from tasks.skoop.assertions.routes import route_suspicions
@@ -20,6 +21,7 @@ CHECKS: tuple[Callable[[Scene], Iterable[Suspicion]], ...] = (
     route_suspicions,
     neighbour_suspicions,
     filter_suspicions,
+    host_port_suspicions,
     conntrack_suspicions,
     queue_suspicions,
 )

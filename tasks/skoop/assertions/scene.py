@@ -73,11 +73,16 @@ class Cluster:
 
     @cached_property
     def udp_backends(self) -> Mapping[Target, frozenset[Target]]:
-        """UDP addresses and ports of Services, each with those of all its endpoints, ready or not."""
+        """UDP addresses and ports of Services, each with those of its usable endpoints."""
         backends: dict[tuple[str, str], set[Target]] = {}
         for piece in self.state.objects.endpoint_slices:
             for offered in piece.ports:
-                ends = {(ip, offered.port) for endpoint in piece.endpoints for ip in endpoint.addresses}
+                ends = {
+                    (ip, offered.port)
+                    for endpoint in piece.endpoints
+                    if endpoint.ready or (endpoint.serving and endpoint.terminating)
+                    for ip in endpoint.addresses
+                }
                 backends.setdefault((f"{piece.namespace}/{piece.service}", offered.name), set()).update(ends)
         found: dict[Target, frozenset[Target]] = {}
         for service in self.state.objects.services:

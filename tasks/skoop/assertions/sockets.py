@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 
+from msgspec import Struct
+
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.assertions.scene import Cluster, Scene
 from tasks.skoop.model.addr import Ip, is_loopback
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Protocol
-from tasks.skoop.model.state import NetNS, Section, Socket
-from tasks.skoop.model.suspicion import AddSocket, Suspicion
+from tasks.skoop.model.state import Section, Socket
+from tasks.skoop.model.suspicion import AcceptConnections, AddSocket, Suspicion
 from tasks.skoop.model.trace import Place, Stage
 
 LISTENING = frozenset((Protocol.TCP, Protocol.UDP))
@@ -18,7 +20,7 @@ LISTENING = frozenset((Protocol.TCP, Protocol.UDP))
 def queue_suspicions(scene: Scene) -> Iterator[Suspicion]:
     """Yield listeners whose accept queue is full (tcp_v4_syn_recv_sock: more than the backlog)."""
     for socket in scene.netns.sockets:
-        if socket.protocol == Protocol.TCP and socket.state == "LISTEN" and 0 < socket.backlog < socket.recv_queue:
+        if socket.protocol == Protocol.TCP and socket.state == "LISTEN" and socket.recv_queue > socket.backlog:
             yield suspect(
                 "KP-SOCK-003",
                 f"the accept queue of {socket.ip}:{socket.port} in {scene.name} is full ({socket.process or 'its program'} "
@@ -27,24 +29,41 @@ def queue_suspicions(scene: Scene) -> Iterator[Suspicion]:
                 place=_place(scene.id, socket.protocol, socket.port),
                 seen=f"{socket.recv_queue} waiting",
                 expected=f"at most {socket.backlog}",
+                changes=(AcceptConnections(netns=scene.id, port=socket.port),),
             )
 
 
+class Served(Struct, frozen=True):
+    """Where a Service port sends connections: a namespace with an address, port and protocol."""
+
+    netns: NetnsId
+    ip: Ip
+    port: int
+    protocol: Protocol
+
+
 def target_suspicions(cluster: Cluster) -> Iterator[Suspicion]:
-    """Yield, for each target port of a Service that a ready pod does not serve on its address, why."""
-    for (netns_id, ip, port, protocol), services in _targets(cluster).items():
-        netns = cluster.state.netns.get(netns_id)
-        if netns is None or netns.lacks(Section.SOCKETS) is not None or protocol not in LISTENING:
-            continue
-        sockets = [known for known in netns.sockets if (known.protocol, known.port) == (protocol, port)]
-        waiting = [known for known in sockets if known.peer_port == 0]
-        if not any(_takes(known, ip) for known in waiting):
-            yield _unserved(netns, ip, port, protocol, services, waiting)
+    """Yield target ports that are not served: of a whole Service where no ready pod serves it, else pod by pod."""
+    targets = _targets(cluster)
+    unserved = {target: waiting for target in targets if (waiting := _waiting_elsewhere(cluster, target)) is not None}
+    services: dict[tuple[str, str], list[Served]] = {}
+    for target, names in targets.items():
+        for name in names:
+            services.setdefault(name, []).append(target)
+    told: set[Served] = set()
+    for (service, _), ends in services.items():
+        if all(unserved.get(end) == [] for end in ends):
+            told |= set(ends)
+            yield _wrong_port(cluster, service, ends)
+    for target, waiting in unserved.items():
+        if target not in told:
+            served = list(dict.fromkeys(service for service, _ in targets[target]))
+            yield _unserved(cluster, target, served, waiting)
 
 
-def _targets(cluster: Cluster) -> Mapping[tuple[NetnsId, Ip, int, Protocol], list[str]]:
-    """Return (namespace, address, port, protocol) of every ready endpoint that is a pod's, with the Services it serves."""
-    found: dict[tuple[NetnsId, Ip, int, Protocol], list[str]] = {}
+def _targets(cluster: Cluster) -> Mapping[Served, list[tuple[str, str]]]:
+    """Return every ready endpoint that is a pod's, with the (Service, port name) pairs that it serves."""
+    found: dict[Served, list[tuple[str, str]]] = {}
     for piece in cluster.state.objects.endpoint_slices:
         for endpoint in piece.endpoints:
             for ip in endpoint.addresses if endpoint.ready else ():
@@ -52,12 +71,21 @@ def _targets(cluster: Cluster) -> Mapping[tuple[NetnsId, Ip, int, Protocol], lis
                 if owner is None or owner.netns is None or not owner.netns.startswith("pod/"):
                     continue
                 for port in piece.ports:
-                    key = (owner.netns, ip, port.port, port.protocol)
-                    services = found.setdefault(key, [])
-                    name = f"{piece.namespace}/{piece.service}"
-                    if port.port and name not in services:
+                    services = found.setdefault(Served(owner.netns, ip, port.port, port.protocol), [])
+                    name = (f"{piece.namespace}/{piece.service}", port.name)
+                    if name not in services:
                         services.append(name)
-    return {key: services for key, services in found.items() if services}
+    return {target: services for target, services in found.items() if target.port}
+
+
+def _waiting_elsewhere(cluster: Cluster, target: Served) -> list[Socket] | None:
+    """Return the sockets of that port which do not take such connections; None if one does, or it is not known."""
+    netns = cluster.state.netns.get(target.netns)
+    if netns is None or netns.lacks(Section.SOCKETS) is not None or target.protocol not in LISTENING:
+        return None
+    wanted = (target.protocol, target.port, 0)
+    waiting = [known for known in netns.sockets if (known.protocol, known.port, known.peer_port) == wanted]
+    return None if any(_takes(known, target.ip) for known in waiting) else waiting
 
 
 def _takes(socket: Socket, ip: Ip) -> bool:
@@ -69,43 +97,52 @@ def _takes(socket: Socket, ip: Ip) -> bool:
     return socket.ip == "::" and (":" in ip or not socket.v6only)
 
 
-def _unserved(
-    netns: NetNS, ip: Ip, port: int, protocol: Protocol, services: list[str], waiting: list[Socket]
-) -> Suspicion:
-    name = netns.id.removeprefix("pod/")
-    place = _place(netns.id, protocol, port)
-    wanted = AddSocket(
-        netns=netns.id, socket=Socket(protocol=protocol, ip=Ip("::" if ":" in ip else "0.0.0.0"), port=port)
-    )
-    serves = f"{', '.join(services)} {'sends' if len(services) == 1 else 'send'} connections to {ip}:{port}"
-    if waiting and all(is_loopback(socket.ip) for socket in waiting):
-        return suspect(
-            "KP-SOCK-001",
-            f"{name} listens on {waiting[0].ip}:{port} only, but {serves}",
-            subject=netns.id,
-            place=place,
-            seen=f"{protocol} {waiting[0].ip}:{port} {waiting[0].process}".rstrip(),
-            expected=f"{protocol} {wanted.socket.ip}:{port}",
-            changes=(wanted,),
-        )
-    if waiting and all(socket.v6only for socket in waiting):
-        return suspect(
-            "KP-SOCK-004",
-            f"{name} listens on port {port} for IPv6 only, but {serves}",
-            subject=netns.id,
-            place=place,
-            seen=f"{protocol} [::]:{port} v6only",
-            changes=(wanted,),
-        )
-    others = sorted({socket.port for socket in netns.sockets if socket.protocol == protocol and not socket.peer_port})
+def _listener(target: Served) -> AddSocket:
+    wildcard = Ip("::" if ":" in target.ip else "0.0.0.0")
+    return AddSocket(netns=target.netns, socket=Socket(protocol=target.protocol, ip=wildcard, port=target.port))
+
+
+def _listening(cluster: Cluster, target: Served) -> str:
+    netns = cluster.state.netns[target.netns]
+    ports = {known.port for known in netns.sockets if known.protocol == target.protocol and not known.peer_port}
+    return f"listening {target.protocol} ports: {', '.join(map(str, sorted(ports))) or 'none'}"
+
+
+def _wrong_port(cluster: Cluster, service: str, ends: list[Served]) -> Suspicion:
+    first = ends[0]
+    pods = list(dict.fromkeys(end.netns.removeprefix("pod/") for end in ends))
     return suspect(
         "KP-K8S-004",
-        f"nobody listens on {protocol} port {port} in {name}, but {serves}",
-        subject=netns.id,
-        place=place,
-        seen=f"listening {protocol} ports: {', '.join(map(str, others)) or 'none'}",
-        expected=f"{protocol} {wanted.socket.ip}:{port}",
-        changes=(wanted,),
+        f"Service {service} sends connections to {first.protocol} port {first.port}, where nobody listens in {pods[0]}"
+        + (f" and {len(pods) - 1} more pods" if len(pods) > 1 else ""),
+        subject=f"svc/{service}",
+        place=_place(first.netns, first.protocol, first.port),
+        seen=_listening(cluster, first),
+        expected=f"{first.protocol} port {first.port}",
+        changes=[_listener(end) for end in ends],
+    )
+
+
+def _unserved(cluster: Cluster, target: Served, services: list[str], waiting: list[Socket]) -> Suspicion:
+    """Return why one endpoint does not serve its port, while others of the Service do."""
+    name = target.netns.removeprefix("pod/")
+    serves = (
+        f"{', '.join(services)} {'sends' if len(services) == 1 else 'send'} connections to {target.ip}:{target.port}"
+    )
+    if waiting and all(is_loopback(socket.ip) for socket in waiting):
+        code, message = "KP-SOCK-001", f"{name} listens on {waiting[0].ip}:{target.port} only, but {serves}"
+    elif waiting and all(socket.v6only for socket in waiting):
+        code, message = "KP-SOCK-004", f"{name} listens on port {target.port} for IPv6 only, but {serves}"
+    else:
+        code, message = "KP-K8S-004", f"nobody listens on {target.protocol} port {target.port} in {name}, but {serves}"
+    return suspect(
+        code,
+        message,
+        subject=target.netns,
+        place=_place(target.netns, target.protocol, target.port),
+        seen=", ".join(f"{s.ip}:{s.port} {s.process}".rstrip() for s in waiting) or _listening(cluster, target),
+        expected=f"{target.protocol} {_listener(target).socket.ip}:{target.port}",
+        changes=(_listener(target),),
     )
 
 

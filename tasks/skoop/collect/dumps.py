@@ -11,7 +11,6 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from tasks.skoop.snapshot.bulk import without_gc
 from tasks.skoop.collect.netns_dumps import NetnsDump, load_netns
 from tasks.skoop.collect.wiring import wire
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState, NodeMeta, PodMeta
@@ -19,6 +18,7 @@ from tasks.skoop.model.ids import NetnsId, NodeName, host_netns, node_netns
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.kube import parse_objects
+from tasks.skoop.snapshot.bulk import without_gc
 
 SUBNET_ENV = ("flannel-subnet.env", "subnet.env")
 CONFIGZ = "kube-proxy-configz.json"

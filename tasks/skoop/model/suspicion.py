@@ -104,6 +104,8 @@ class SetLink(Struct, frozen=True, tag="set-link", kw_only=True, omit_defaults=T
     master: str | None = None
     hairpin: bool | None = None
     isolated: bool | None = None
+    port_state: str | None = None
+    """State of a bridge port: forwarding, blocking …"""
 
 
 class AddAddress(Struct, frozen=True, tag="add-address", kw_only=True):
@@ -139,6 +141,13 @@ class AddSocket(Struct, frozen=True, tag="add-socket", kw_only=True):
     socket: Socket
 
 
+class AcceptConnections(Struct, frozen=True, tag="accept-connections", kw_only=True):
+    """Let the listener on a port accept what waits in its queue: the application's matter, stated to test the claim."""
+
+    netns: NetnsId
+    port: int
+
+
 class FlushConntrack(Struct, frozen=True, tag="flush-conntrack", kw_only=True):
     """Forget the entries whose original destination is this."""
 
@@ -167,6 +176,7 @@ Change = (
     | SetNeighbour
     | SetFdb
     | AddSocket
+    | AcceptConnections
     | FlushConntrack
     | ForgetPathMtu
 )

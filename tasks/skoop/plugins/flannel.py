@@ -69,7 +69,7 @@ class Flannel:
             yield from _announcement(config, node, netns)
             if config.backend == "vxlan":
                 yield from device_suspicions(self._state, config, netns, config.nodes[node])
-            yield from masquerade_suspicions(config, netns, node)
+            yield from masquerade_suspicions(self._state, config, netns, node)
         for peer in self._ipcache.nodes:
             if peer != node:
                 yield from self.link_suspicions(node, peer)

@@ -159,17 +159,16 @@ def usual_underlay_mtu(state: ClusterState, config: FlannelConfig) -> int | None
     return max(found, key=lambda mtu: (found[mtu], mtu)) if found else None
 
 
-def masquerade_suspicions(config: FlannelConfig, netns: NetNS, node: NodeName) -> Iterator[Suspicion]:
-    """Yield a warning if flannel is set to masquerade and no rule does it for this node's pods."""
+def masquerade_suspicions(
+    state: ClusterState, config: FlannelConfig, netns: NetNS, node: NodeName
+) -> Iterator[Suspicion]:
+    """Yield a warning if no rule masquerades for this node's pods, though flannel is set to, or other nodes do."""
     own = config.nodes[node]
-    if not config.masquerade.get(node) or not own.pod_cidrs or netns.lacks(Section.IPTABLES) is not None:
+    if not own.pod_cidrs or netns.lacks(Section.IPTABLES) is not None or _masquerades(config, netns, own.pod_cidrs[0]):
+        return
+    if not config.masquerade.get(node, _others_masquerade(state, config, node)):
         return
     views = tables_of(netns, "nat", config.family)
-    for view in views:
-        for _, _, rule in view.reachable("POSTROUTING"):
-            source = network(rule, "src")
-            if rule.target.name in ("MASQUERADE", "SNAT") and source is not None and _covers(source, own.pod_cidrs[0]):
-                return
     if any(table.hooks for table in netns.nft):
         return  # newer flannel masquerades in native nftables
     pods = config.network or own.pod_cidrs[0]
@@ -189,6 +188,25 @@ def masquerade_suspicions(config: FlannelConfig, netns: NetNS, node: NodeName) -
         expected=f"-A POSTROUTING {raw}",
         changes=changes,
     )
+
+
+def _masquerades(config: FlannelConfig, netns: NetNS, pods: Net) -> bool:
+    for view in tables_of(netns, "nat", config.family):
+        for _, _, rule in view.reachable("POSTROUTING"):
+            source = network(rule, "src")
+            if rule.target.name in ("MASQUERADE", "SNAT") and source is not None and _covers(source, pods):
+                return True
+    return False
+
+
+def _others_masquerade(state: ClusterState, config: FlannelConfig, node: NodeName) -> bool:
+    """Say whether the other nodes masquerade for their pods: the usage, where no configuration tells."""
+    others = [
+        (netns, peer.pod_cidrs[0])
+        for peer in config.nodes.values()
+        if peer.name != node and peer.pod_cidrs and (netns := state.netns.get(node_netns(peer.name))) is not None
+    ]
+    return bool(others) and all(_masquerades(config, netns, pods) for netns, pods in others)
 
 
 def _covers(outer: Net, inner: Net) -> bool:

@@ -1,4 +1,4 @@
-"""Is a pod plugged in? Its interface, the host end of its veth, the bridge port, its address and its default route.
+"""Is a pod plugged in? Its interface, the host end of its veth, the bridge port, and its address.
 
 Holds for every plugin that connects pods by veth pairs; what is asked of the host end (that it is on a bridge, with hairpin
 mode) is asked only where the node's other pods have it so.
@@ -12,12 +12,13 @@ from msgspec import Struct
 
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.ipcache import NO_ADDRESS_PHASES, IPCache
-from tasks.skoop.model.addr import Ip, Net, bounds, contains, ip_version, is_link_local, parse_net
+from tasks.skoop.model.addr import Ip, Net, bounds, contains, ip_version, is_link_local
 from tasks.skoop.model.cluster import NodeMeta, PodMeta
 from tasks.skoop.model.ids import NetnsId, NodeName, node_netns
 from tasks.skoop.model.state import Address, Interface, NetNS, NextHop, Route, Section
 from tasks.skoop.model.suspicion import AddAddress, AddRoute, Change, SetLink, Suspicion
 from tasks.skoop.model.trace import Place, Stage
+from tasks.skoop.plugins.podgateway import PodGateways
 from tasks.skoop.remedy_links import LOCAL_TABLE, MAIN_TABLE
 
 
@@ -35,6 +36,7 @@ class PodLinks:
     def __init__(self, ipcache: IPCache) -> None:
         self._ipcache = ipcache
         self._state = ipcache.state
+        self._gateways = PodGateways(ipcache)
 
     def plug(self, pod: PodMeta) -> Plug:
         """Return how a pod is plugged in, as far as it was collected."""
@@ -42,6 +44,11 @@ class PodLinks:
         node = self._state.netns.get(node_netns(pod.node_name)) if pod.node_name else None
         inside = _pod_interface(pod, netns) if netns is not None else None
         return Plug(inside=inside, host=_host_end(inside, netns, node), node=node)
+
+    def default_route(self, pod: PodMeta, version: int) -> Route | None:
+        """Return the default route that a pod should have, None if that cannot be told."""
+        inside = self.plug(pod).inside
+        return self._gateways.default_route(pod, inside, version) if inside is not None else None
 
     def connected_route(self, node: NodeName, net: Net) -> Route | None:
         """Return the route to a node's own pods that its bridge's address makes, None without such a bridge."""
@@ -169,18 +176,22 @@ class PodLinks:
         yield from self._inside(pod, netns, plug.inside)
         if plug.host is not None and plug.node is not None:
             yield from self._outside(pod, plug.inside, plug.host, plug.node)
-        yield from self._pod_routes(pod, netns, plug)
+        yield from self._gateways.suspicions(pod, netns, plug.inside, plug.node)
+        yield from self._gateways.way_in(pod, plug.host, plug.node)
 
     def _inside(self, pod: PodMeta, netns: NetNS, link: Interface) -> Iterator[Suspicion]:
         place = Place(netns=netns.id, stage=Stage.LINK, dev=link.name, key=link.name)
+        have = {address.ip for other in netns.interfaces for address in other.addresses}
         if not link.up:
             changes: list[Change] = [SetLink(netns=netns.id, dev=link.name, up=True)]
-            changes += self._lost_routes(pod, link)
+            lost = [ip for ip in pod.ips if ip_version(ip) == 6 and ip not in have]  # a link that goes down loses them
+            changes += [change for ip in lost for change in _give_back(netns.id, link, ip)]
+            changes += self._gateways.lost_routes(pod, link)
+            have |= set(lost)
             message = f"{link.name} of {pod.key} is down"
             yield suspect(
                 "KP-LINK-001", message, subject=netns.id, place=place, seen="down", expected="up", changes=changes
             )
-        have = {address.ip for other in netns.interfaces for address in other.addresses}
         for ip in pod.ips:
             if ip not in have:
                 yield suspect(
@@ -245,9 +256,18 @@ class PodLinks:
         port = host.port
         if port is None:
             return
-        if port.state != "forwarding" and host.up and self._is_up(node, host.master):
+        if port.state != "forwarding" and host.up and host.carrier and self._is_up(node, host.master):
             message = f"the bridge port {who} is in state {port.state}"
-            yield suspect("KP-LINK-006", message, subject=node.id, place=place, seen=port.state, expected="forwarding")
+            change = SetLink(netns=node.id, dev=host.name, port_state="forwarding")
+            yield suspect(
+                "KP-LINK-006",
+                message,
+                subject=node.id,
+                place=place,
+                seen=port.state,
+                expected="forwarding",
+                changes=(change,),
+            )
         if hairpin and not port.hairpin:
             yield suspect(
                 "KP-LINK-007",
@@ -273,68 +293,6 @@ class PodLinks:
     def _is_up(node: NetNS, name: str) -> bool:
         link = node.interface(name)
         return link is not None and link.up
-
-    # --- routes in the pod ---------------------------------------------------------------------------------------
-
-    def _pod_routes(self, pod: PodMeta, netns: NetNS, plug: Plug) -> Iterator[Suspicion]:
-        if netns.lacks(Section.ROUTES) is not None or plug.inside is None or not plug.inside.up:
-            return
-        for version in sorted({ip_version(ip) for ip in pod.ips}):
-            default = next((route for route in netns.routes if _is_default(route, version)), None)
-            if default is None:
-                wanted = self.default_route(pod, plug.inside, version)
-                yield suspect(
-                    "KP-ROUTE-003",
-                    f"{pod.key} has no IPv{version} default route",
-                    subject=netns.id,
-                    place=Place(netns=netns.id, stage=Stage.ROUTE, key="0.0.0.0/0" if version == 4 else "::/0"),
-                    seen="no default route",
-                    expected=f"default via {wanted.nexthops[0].via}" if wanted else "a default route",
-                    changes=(AddRoute(netns=netns.id, route=wanted),) if wanted else (),
-                )
-            elif plug.node is not None:
-                yield from self._gateway(pod, default, plug.node)
-
-    def _gateway(self, pod: PodMeta, default: Route, node: NetNS) -> Iterator[Suspicion]:
-        for hop in default.nexthops:
-            if hop.via is None or is_link_local(hop.via):
-                continue  # the gateway of plugins that answer by proxy ARP
-            owners = self._ipcache.owners(hop.via)
-            if not any(owner.netns == node.id for owner in owners):
-                whose = f"an address of {owners[0].name}" if owners else "nobody's address"
-                yield suspect(
-                    "KP-ROUTE-004",
-                    f"the gateway {hop.via} of {pod.key} is {whose}, not one of its node's",
-                    subject=pod.netns,
-                    place=Place(netns=pod.netns, stage=Stage.ROUTE, key=default.dst),
-                    seen=hop.via,
-                )
-
-    def default_route(self, pod: PodMeta, inside: Interface, version: int) -> Route | None:
-        """Return the default route that the pod should have: through the bridge, or as its neighbours on the node have it."""
-        node = self._state.netns.get(node_netns(pod.node_name))
-        own = [ip for ip in pod.ips if ip_version(ip) == version]
-        dst = Net("0.0.0.0/0" if version == 4 else "::/0")
-        for link in node.interfaces if node is not None else ():
-            for address in link.addresses:
-                if link.kind == "bridge" and own and contains(_net_of(address), own[0]):
-                    return Route(dst=dst, nexthops=(NextHop(dev=inside.name, via=address.ip),))
-        for other in self._ipcache.pods_by_netns.values():
-            netns = self._state.netns.get(other.netns)
-            if netns is not None and other.node_name == pod.node_name:
-                for route in netns.routes:
-                    if _is_default(route, version) and route.nexthops and route.nexthops[0].dev == inside.name:
-                        return route
-        return None
-
-    def _lost_routes(self, pod: PodMeta, inside: Interface) -> list[Change]:
-        """Return the routes to add after the pod's interface went up again: the kernel only restores the connected ones."""
-        found: list[Change] = []
-        for version in sorted({ip_version(ip) for ip in pod.ips}):
-            route = self.default_route(pod, inside, version)
-            if route is not None:
-                found.append(AddRoute(netns=pod.netns, route=route))
-        return found
 
 
 def _pod_interface(pod: PodMeta, netns: NetNS) -> Interface | None:
@@ -363,10 +321,6 @@ def _gateway(net: Net) -> Ip:
     return Ip(str(ip_address(net.partition("/")[0]) + 1))
 
 
-def _net_of(address: Address) -> Net:
-    return parse_net(f"{address.ip}/{address.prefixlen}")
-
-
 def _give_back(netns: NetnsId, link: Interface, ip: Ip) -> tuple[Change, ...]:
     others = [address.prefixlen for address in link.addresses if ip_version(address.ip) == ip_version(ip)]
     length = others[0] if others else (24 if ip_version(ip) == 4 else 64)
@@ -377,13 +331,4 @@ def _has_route(netns: NetNS, net: Net, dev: str) -> bool:
     return any(
         route.dst == net and route.table in (MAIN_TABLE, LOCAL_TABLE) and any(hop.dev == dev for hop in route.nexthops)
         for route in netns.routes
-    )
-
-
-def _is_default(route: Route, version: int) -> bool:
-    return (
-        route.type == "unicast"
-        and bounds(route.dst).length == 0
-        and ip_version(route.dst) == version
-        and route.table == MAIN_TABLE
     )

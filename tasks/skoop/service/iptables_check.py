@@ -20,7 +20,7 @@ from tasks.skoop.model.xtables import Rule
 from tasks.skoop.service import iptables_names as names
 from tasks.skoop.service.iptables_backends import BackendCheck, Outside
 from tasks.skoop.service.iptables_chain import delete_rule, insert_rule
-from tasks.skoop.service.iptables_frame import frame_suspicions
+from tasks.skoop.service.iptables_frame import frame_suspicions, stealing_suspicions
 from tasks.skoop.service.selection import Categories, Endpoints, PortName, categorize, is_external, port_name
 
 Key = tuple[str, str, int]
@@ -58,6 +58,8 @@ class IptablesCheck:
                 found.append(self._two_back_ends(programmed, results))
             if results:
                 found += results[0]
+                for nat in tables_of(self.netns, "nat", family):
+                    found += stealing_suspicions(nat, self.node.name, self._addresses)
         return tuple(found)
 
     def _filter_of(self, nat: TableView) -> TableView | None:

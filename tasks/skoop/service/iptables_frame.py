@@ -3,14 +3,16 @@
 These rules are the same on every node and for every Service; if one is missing, everything of its kind fails.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.assertions.rules import TableView, conditions, has_match, mentions, network, target_option
+from tasks.skoop.model.addr import Ip, contains
 from tasks.skoop.model.ids import NodeName
 from tasks.skoop.model.suspicion import Suspicion
+from tasks.skoop.model.xtables import Rule
 from tasks.skoop.service import iptables_names as names
-from tasks.skoop.service.iptables_chain import insert_rule
+from tasks.skoop.service.iptables_chain import delete_rule, insert_rule
 
 NAT_JUMPS = (
     ("PREROUTING", names.SERVICES, "kubernetes service portals"),
@@ -30,7 +32,6 @@ def frame_suspicions(nat: TableView, filters: TableView | None, node: NodeName) 
         yield from _jumps(filters, node, FILTER_JUMPS)
     yield from _mark(nat, node)
     yield from _masquerade(nat, node)
-    yield from _before(nat, node)
 
 
 def _jumps(view: TableView, node: NodeName, jumps: tuple[tuple[str, str, str], ...]) -> Iterator[Suspicion]:
@@ -76,21 +77,37 @@ def _masquerade(nat: TableView, node: NodeName) -> Iterator[Suspicion]:
         )
 
 
-def _before(nat: TableView, node: NodeName) -> Iterator[Suspicion]:
-    """Report rules in front of kube-proxy's jump that would take a Service's connection, whatever its address."""
+def stealing_suspicions(nat: TableView, node: NodeName, service_addresses: Collection[str]) -> Iterator[Suspicion]:
+    """Yield rules that take Services' connections before kube-proxy's rules see them.
+
+    In kube-proxy's own table those before its jump, whatever address they take; in the table of the other back end (which may
+    run first) those that translate the address of a Service.
+    """
+    own = names.SERVICES in nat.chains
     for hook in ("PREROUTING", "OUTPUT"):
-        last = mentions(nat.rules(hook), names.SERVICES) or 0
+        last = (mentions(nat.rules(hook), names.SERVICES) or 0) if own else len(nat.rules(hook)) + 1
         for position, rule in nat.numbered(hook):
             if position >= last:
                 break
-            limited = network(rule, "dst") is not None or has_match(rule, "addrtype") or has_match(rule, "set")
-            if rule.target.name in STEALING and not limited:
+            if rule.target.name in STEALING and _takes(rule, service_addresses, anything=own):
                 to = target_option(rule, "to-destination") or target_option(rule, "to-ports") or ""
                 yield suspect(
                     "KP-SVC-017",
-                    f"a rule before {names.SERVICES} in {hook} on {node} takes connections ({rule.target.name} {to})".rstrip(),
+                    f"a rule of iptables-{nat.backend} in {hook} on {node} takes connections of Services "
+                    f"({rule.target.name} {to})".replace(" )", ")"),
                     subject=nat.netns,
                     place=nat.place(hook, position, hook=hook),
                     line=f"-A {hook} {rule.raw}",
                     seen=f"conditions: {', '.join(conditions(rule)) or 'none'}",
+                    changes=(delete_rule(nat, hook, position, rule.raw),),
                 )
+
+
+def _takes(rule: Rule, service_addresses: Collection[str], *, anything: bool) -> bool:
+    """Say whether a rule may match a connection to a Service; `anything`: also where it names no address."""
+    if has_match(rule, "addrtype") or has_match(rule, "set"):
+        return False
+    target = network(rule, "dst")
+    if target is None:
+        return anything and not any(name == "dst" for name in conditions(rule))
+    return any(contains(target, Ip(ip)) for ip in service_addresses)

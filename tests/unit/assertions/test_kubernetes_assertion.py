@@ -19,7 +19,7 @@ from tasks.skoop.model.cluster import (
     SliceEndpoint,
     SlicePort,
 )
-from tasks.skoop.model.ids import NodeName, node_netns, pod_key, pod_netns
+from tasks.skoop.model.ids import NodeName, node_netns, pod_key
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import Address, Interface, NetNS, Socket
 from tasks.skoop.model.suspicion import AddSocket, Level, Suspicion
@@ -121,11 +121,11 @@ HOST_PORT = (ContainerPort(port=8080, name="http", host_port=80),)
         pytest.param(_state(services=(LOCAL,), endpoint_slices=(replace(SLICE, endpoints=(_end(WEB1),)),)), ["KP-K8S-011"], id="policy Local, a node without endpoint"),
         pytest.param(_state(services=(LOCAL,)), [], id="policy Local, all nodes have one"),
         pytest.param(_state(endpoint_slices=(replace(SLICE, endpoints=(_end(WEB1, addresses=(Ip("10.244.1.77"),)), _end(WEB2))),)), ["KP-K8S-014"], id="endpoint is not its pod's address"),
-        pytest.param(_state(endpoint_slices=(replace(SLICE, ports=(SlicePort(port=81, name="http"),)),)), ["KP-K8S-004", "KP-K8S-004"], id="nobody listens on the target port"),
+        pytest.param(_state(endpoint_slices=(replace(SLICE, ports=(SlicePort(port=81, name="http"),)),)), ["KP-K8S-004"], id="nobody listens on the target port"),
         pytest.param(_listening("127.0.0.1"), ["KP-SOCK-001", "KP-SOCK-001"], id="listens on loopback only"),
         pytest.param(_listening("::", v6only=True), ["KP-SOCK-004", "KP-SOCK-004"], id="listens on IPv6 only"),
         pytest.param(_listening("::"), [], id="listens on both families"),
-        pytest.param(_listening("0.0.0.0", peer=Ip("10.0.0.9"), peer_port=4000), ["KP-K8S-004", "KP-K8S-004"], id="a connected socket is no listener"),
+        pytest.param(_listening("0.0.0.0", peer=Ip("10.0.0.9"), peer_port=4000), ["KP-K8S-004"], id="a connected socket is no listener"),
         pytest.param(replace(_state(), netns={}), [], id="sockets not collected"),
         pytest.param(_state(services=(replace(SERVICE, type="ExternalName", external_name="x", selector={}),)), [], id="ExternalName"),
     ],
@@ -155,10 +155,29 @@ def test_policies_that_nobody_enforces_are_information() -> None:
 def test_the_remedy_for_a_wrong_target_port_is_a_claim_that_can_be_tried() -> None:
     found = _check(_state(endpoint_slices=(replace(SLICE, ports=(SlicePort(port=81, name="http"),)),)))
     assert found[0].remedy is not None
-    assert found[0].remedy.changes == (
-        AddSocket(netns=pod_netns("shop/web-1"), socket=Socket(protocol=Protocol.TCP, ip=Ip("0.0.0.0"), port=81)),
-    )
+    assert found[0].subject == "svc/shop/web"
+    assert [
+        (change.netns, change.socket.port) for change in found[0].remedy.changes if isinstance(change, AddSocket)
+    ] == [
+        (WEB1.netns, 81),
+        (WEB2.netns, 81),
+    ]
     assert found[0].remedy.commands == ()
+
+
+def test_one_pod_that_does_not_serve_is_named_itself() -> None:
+    state = _state()
+    state = replace(state, netns={**state.netns, WEB2.netns: replace(state.netns[WEB2.netns], sockets=())})
+    assert [(item.code, item.subject) for item in _check(state)] == [("KP-K8S-004", WEB2.netns)]
+
+
+def test_the_intruder_of_two_owners_is_named() -> None:
+    other = _pod("x", "10.244.1.9", labels={})
+    thief = Interface(index=3, name="eth1", addresses=(Address(ip=Ip("10.244.2.5"), prefixlen=24),))
+    state = _state(WEB1, WEB2, other)
+    own = state.netns[other.netns]
+    clash = replace(state, netns={**state.netns, other.netns: replace(own, interfaces=(*own.interfaces, thief))})
+    assert [(item.code, item.subject) for item in _check(clash)] == [("KP-ADDR-001", other.netns)]
 
 
 def test_many_hosts_have_a_bridge_with_the_same_address() -> None:

@@ -9,7 +9,7 @@ from tasks.skoop.assertions.netstack import NetstackAssertion
 from tasks.skoop.assertions.scene import Cluster
 from tasks.skoop.ipcache import IPCache
 from tasks.skoop.model.addr import Ip, Mac, Net
-from tasks.skoop.model.cluster import ClusterState
+from tasks.skoop.model.cluster import ClusterState, ContainerPort
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import (
@@ -239,3 +239,20 @@ def test_a_section_that_was_not_collected_is_never_taken_for_empty(section: Sect
         lambda ns: replace(ns, missing=(Missing(section=section, reason="denied"),), **{name: empty}),
     )
     assert _check(state) == []
+
+
+HOST_PORT = (ContainerPort(port=8080, name="http", host_port=8088),)
+
+
+def _with_host_port() -> ClusterState:
+    pods = tuple(replace(known, ports=HOST_PORT) if known.netns == WEB else known for known in healthy().objects.pods)
+    return replace(healthy(), objects=replace(healthy().objects, pods=pods))
+
+
+def test_a_host_port_that_no_rule_serves_is_found_and_mended() -> None:
+    state = _with_host_port()
+    found = _check(state)
+    assert [item.code for item in found] == ["KP-NF-009"]
+    assert found[0].remedy is not None
+    assert _check(apply(state, found[0].remedy.changes)) == []
+    assert _check(edited(N1, _listener(8088, 0), state)) == []

@@ -7,9 +7,9 @@ from tasks.skoop.network import Network
 from tests.unit.clusters import recorded
 
 BROKEN_ON_PURPOSE = {
-    ("KP-K8S-002", "shop/orphan"),
-    ("KP-K8S-003", "shop/slow"),
-    ("KP-K8S-004", "pod/shop/db-6d4bbdc6c8-rlfk9"),
+    ("KP-K8S-002", "svc/shop/orphan"),
+    ("KP-K8S-003", "svc/shop/slow"),
+    ("KP-K8S-004", "svc/shop/db-wrongport"),
 }
 """What every recording has: a Service that selects nobody, one whose pod is never ready, one with a wrong port."""
 

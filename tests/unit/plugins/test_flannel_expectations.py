@@ -124,6 +124,9 @@ MENDED = [
     pytest.param(N1, _link(VETH, mtu=1400), "KP-LINK-008", id="host end with another MTU"),
     pytest.param(N1, _port(hairpin=False), "KP-LINK-007", id="hairpin off"),
     pytest.param(N1, _port(isolated=True), "KP-LINK-011", id="port isolated"),
+    pytest.param(N1, _port(state="blocking"), "KP-LINK-006", id="port blocking"),
+    pytest.param(N1, _added(Route(dst=Net(f"{CLIENT.ips[0]}/32"), nexthops=UNDERLAY_HOP)), "KP-ROUTE-010", id="left-over route of a pod"),
+    pytest.param(CLIENT.netns, _link("eth0", up=False), "KP-LINK-001", id="pod's interface down"),
     pytest.param(CLIENT.netns, _link("eth0", mtu=9000), "KP-LINK-008", id="pod with another MTU"),
     pytest.param(CLIENT.netns, _route("0.0.0.0/0", gone=True), "KP-ROUTE-003", id="pod without default route"),
     pytest.param(CLIENT.netns, _link("eth0", addresses=()), "KP-ADDR-002", id="pod without its address"),
@@ -137,9 +140,7 @@ NO_REMEDY = [
     pytest.param(N1, _link("flannel.1", addresses=()), {"KP-VXLAN-012"}, id="vxlan device without address"),
     pytest.param(N1, _without("cni0"), {"KP-LINK-015", "KP-ROUTE-004"}, id="bridge missing"),
     pytest.param(N1, _fdb(Mac("c2:33:88:79:a0:54"), gone=True), {"KP-LINK-012"}, id="bridge does not know itself"),
-    pytest.param(N1, _port(state="blocking"), {"KP-LINK-006"}, id="port blocking"),
     pytest.param(CLIENT.netns, _without("eth0"), {"KP-LINK-013"}, id="pod without interface"),
-    pytest.param(CLIENT.netns, _link("eth0", up=False), {"KP-LINK-001"}, id="pod's interface down"),
     pytest.param(CLIENT.netns, _route("0.0.0.0/0", nexthops=(NextHop(dev="eth0", via=Ip("10.244.1.3")),)), {"KP-ROUTE-004"}, id="gateway is a pod"),
 ]  # fmt: skip
 
@@ -215,6 +216,14 @@ def test_no_masquerade_for_pods_is_found_and_mended() -> None:
     assert [item.code for item in found] == ["KP-NF-007"]
     assert found[0].remedy is not None
     assert _check(apply(state, found[0].remedy.changes)) == []
+
+
+def test_without_configuration_the_other_nodes_show_whether_pods_are_masqueraded() -> None:
+    objects = replace(healthy().objects, config={})
+    plain = replace(healthy(), objects=objects)
+    assert _check(plain) == []
+    bare = edited(N1, lambda ns: replace(ns, tables=tuple(t for t in ns.tables if t.name != "nat")), plain)
+    assert [(item.code, item.subject) for item in _check(bare)] == [("KP-NF-007", N1)]
 
 
 # --- what nodes announce ---------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_deleting_what_was_inserted_gives_the_state_back(position: int, raw: str
 
 
 def test_changes_of_several_remedies_do_not_move_each_others_rules() -> None:
-    mixed = [_delete(1, ACCEPT_IT), _insert(1, "-j MINE"), _delete(2, DROP_IT), _delete(1, ACCEPT_IT)]
+    mixed: list[Change] = [_delete(1, ACCEPT_IT), _insert(1, "-j MINE"), _delete(2, DROP_IT), _delete(1, ACCEPT_IT)]
     assert _forward(_after(*in_order(mixed))) == ["-j MINE"]
 
 

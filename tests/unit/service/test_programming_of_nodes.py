@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -9,7 +9,8 @@ from tasks.skoop.model.cluster import ClusterState, EndpointSlice, Service, Serv
 from tasks.skoop.model.ids import NodeName
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.model.suspicion import Change, Suspicion
-from tasks.skoop.model.xtables import Backend
+from tasks.skoop.model.xtables import Backend, Chain, XTable
+from tasks.skoop.parse.iptables_rule import RuleReader
 from tasks.skoop.remedy import apply
 from tasks.skoop.service.kubeproxy import KubeProxy
 from tests.unit.clusters import N1, broken, cut, edited, healthy, ip_of, put, recorded, rules
@@ -194,6 +195,22 @@ def test_rules_in_both_back_ends_are_found_and_the_stale_set_is_named() -> None:
     assert "iptables-nft fit the Services less" in found[0].message
     assert found[0].remedy is not None
     assert {command.split()[0] for _, command in found[0].remedy.commands} == {"iptables-nft"}
+
+
+def _stranger(dst: str) -> Callable[[NetNS], NetNS]:
+    """Return the edit that puts a DNAT rule for an address into the back end that kube-proxy does not use."""
+    rule = RuleReader().rule(f"-d {dst} -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.1.99:8080")
+    table = XTable(backend=Backend.NFT, family=4, name="nat", chains=(Chain("PREROUTING", "ACCEPT", (rule,)),))
+    return lambda netns: replace(netns, tables=(*netns.tables, table))
+
+
+def test_a_left_over_rule_for_a_service_in_the_other_back_end_is_found_and_mended() -> None:
+    state = edited(N1, _stranger("10.96.10.1/32"))
+    found = _check(state)
+    assert [suspicion.code for suspicion in found] == ["KP-SVC-017"]
+    assert found[0].remedy is not None
+    assert _check(apply(state, found[0].remedy.changes)) == ()
+    assert _check(edited(N1, _stranger("192.0.2.1/32"))) == ()
 
 
 def test_a_node_without_any_proxy_is_found_where_others_have_one() -> None:

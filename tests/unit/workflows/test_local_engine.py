@@ -1,5 +1,7 @@
 """The local engine does what a DAG says, once, in order, and ends: also when steps fail, hang, or are told to stop."""
 
+import itertools
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from tests.unit.workflows.toy_steps import (
     Wrong,
     bindings,
 )
+from workflows.blobs import digest_of
 from workflows.dag import EACH, Const, Dag, Retry, Step, gather, param, result
 from workflows.engines.local import LocalEngine
 from workflows.errors import (
@@ -424,6 +427,9 @@ def test_gathered_parameters_larger_than_a_message_go_by_digest() -> None:
     )
     with LocalEngine(bindings(show=show, join=lambda p, c: Word(text=str(len("".join(p.texts)))))) as engine:
         assert ask(engine, wide, 5) == Word(text="150000")
+        params = json.dumps({"texts": ["x" * 30_000] * 5}, separators=(",", ":")).encode()
+        assert len(params) > MAX_RESULT_BYTES
+        assert engine.context.blobs.get(digest_of(params)) == params
 
 
 def test_a_wrong_result_is_a_bug_of_the_step() -> None:
@@ -505,14 +511,20 @@ def test_a_record_in_a_folder_outlives_the_engine(tmp_path: Path) -> None:
 
 
 def test_a_run_cancelled_by_another_process_stops(tmp_path: Path) -> None:
-    gate = Gate()
-    with LocalEngine(bindings(square=gate), runs=DirectoryRuns(tmp_path), grace_s=60) as engine:
+    begun = threading.Event()
+
+    def square(params: Number, context: Context) -> Number:
+        for number in itertools.count():
+            context.step.progress(10 * number % 100, f"round {number}")
+            begun.set()
+        raise AssertionError
+
+    with LocalEngine(bindings(square=square), runs=DirectoryRuns(tmp_path), grace_s=60) as engine:
         run_id = engine.submit(dag(ONE), Count(n=1))
-        gate.entered.wait()
+        begun.wait()
         with LocalEngine(bindings(), runs=DirectoryRuns(tmp_path)) as other:
             while not other.cancel(run_id):
                 pass
-        gate.open.set()
         finish(engine, run_id)
         assert engine.run(run_id).state is RunState.CANCELLED
 

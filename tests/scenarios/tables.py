@@ -1,0 +1,261 @@
+"""What do a scenario's `route`, `rule`, `neigh`, `fdb` and iptables lines put into the kernel's tables?
+
+Lines are brought into the form in which the tools print them (`ip -j`, `bridge -j`, iptables-save), and read by the project's
+own parsers, so that a scenario goes the way that a collected dump goes.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+
+from tasks.skoop.model.addr import contains, parse_ip, parse_net
+from tasks.skoop.model.state import FdbEntry, Neighbour, PolicyRule, Route
+from tasks.skoop.model.xtables import Backend, XTable
+from tasks.skoop.parse.iptables import parse_iptables_save
+from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
+from tasks.skoop.parse.routes import parse_routes, parse_rules
+from tests.scenarios.scenario import Space
+
+Row = dict[str, object]
+TYPES = ("unicast", "local", "broadcast", "unreachable", "blackhole", "prohibit", "throw")
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+FILTER_KINDS: Mapping[str, tuple[Backend, int]] = {
+    "iptables": (Backend.LEGACY, 4),
+    "ip6tables": (Backend.LEGACY, 6),
+    "iptables-nft": (Backend.NFT, 4),
+    "ip6tables-nft": (Backend.NFT, 6),
+}
+_RANGED = {"sport": ("sport", "sport_start", "sport_end"), "dport": ("dport", "dport_start", "dport_end")}
+
+
+def routes_of(space: Space) -> tuple[Route, ...]:
+    """Return the routes that the lines add."""
+    return tuple(route for words in space.routes for route in _route(space, words))
+
+
+def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
+    rest = iter(words)
+    first = next(rest)
+    kind = first if first in TYPES else "unicast"
+    dst = next(rest) if first in TYPES else first
+    row: Row = {"dst": dst, "protocol": "boot"}
+    if kind != "unicast":
+        row["type"] = kind
+    if kind == "local":
+        row |= {"table": "local", "scope": "host"}
+    hops: list[Row] = []
+    now = row
+    for word in rest:
+        match word:
+            case "nexthop":
+                now = {"weight": 1, "flags": []}
+                hops.append(now)
+            case "via":
+                now["gateway"] = next(rest)
+            case "onlink":
+                now["flags"] = ["onlink"]
+            case "dev" | "scope":
+                now[word] = next(rest)
+            case "src":
+                row["prefsrc"] = next(rest)
+            case "mtu":
+                row["metrics"] = [{"mtu": int(next(rest))}]
+            case "metric" | "weight":
+                now[word] = int(next(rest))
+            case "table":
+                row["table"] = next(rest)
+            case _:
+                raise ValueError(f"route … {word}")
+    six = ":" in " ".join(words)
+    _complete(space, row, hops, six=six)
+    return parse_routes(json.dumps([row]), family=6 if six else 4)
+
+
+def _complete(space: Space, row: Row, hops: list[Row], *, six: bool) -> None:
+    """Fill in what the kernel finds out for itself: devices, the scope, IPv6's metric."""
+    for hop in hops or [row]:
+        if "gateway" in hop and "dev" not in hop:
+            hop["dev"] = _device_towards(space, str(hop["gateway"]))
+    if hops:
+        row["nexthops"] = hops
+    if six:
+        row.setdefault("metric", 1024)
+        row["pref"] = "medium"
+        if row.get("type", "unicast") != "unicast":
+            row.setdefault("dev", "lo")
+    elif "type" not in row and not hops and "gateway" not in row:
+        row.setdefault("scope", "link")
+
+
+def _device_towards(space: Space, gateway: str) -> str:
+    for device in space.devices.values():
+        if any(contains(parse_net(text), parse_ip(gateway)) for text in device.addresses):
+            return device.name
+    raise ValueError(f"{gateway} is on no link of {space.name}: give the device")
+
+
+def rules_of(space: Space, family: int) -> tuple[PolicyRule, ...]:
+    """Return the policy rules, those of the kernel's own among them, in order."""
+    rows: list[Row] = [{"priority": 0, "table": "local"}, {"priority": 32766, "table": "main"}]
+    if family == 4:
+        rows.append({"priority": 32767, "table": "default"})
+    rows += [_rule(words) for words in space.rules if family_of(words) == family]
+    rows.sort(key=lambda row: int(str(row["priority"])))
+    return parse_rules(json.dumps(rows), family=family)
+
+
+def family_of(words: Sequence[str]) -> int:
+    """Return the family of an `ip rule` line: IPv6 if it says so or names an IPv6 address."""
+    return 6 if "-6" in words or any("::" in word for word in words) else 4
+
+
+def _rule(words: Sequence[str]) -> Row:
+    row: Row = {}
+    rest = iter([word for word in words if word != "-6"])
+    for word in rest:
+        match word:
+            case "pref":
+                row["priority"] = int(next(rest))
+            case "from" | "to":
+                name = "src" if word == "from" else "dst"
+                address, _, length = next(rest).partition("/")
+                row[name] = address
+                if length:
+                    row[f"{name}len"] = int(length)
+            case "fwmark":
+                mark, _, mask = next(rest).partition("/")
+                row["fwmark"] = mark
+                if mask:
+                    row["fwmask"] = mask
+            case "iif" | "oif" | "table" | "ipproto":
+                row[word] = next(rest)
+            case "sport" | "dport":
+                low, _, high = next(rest).partition("-")
+                one, start, end = _RANGED[word]
+                row |= {start: int(low), end: int(high)} if high else {one: int(low)}
+            case "suppress_prefixlength":
+                row["suppress_prefixlen"] = int(next(rest))
+            case "goto":
+                row["goto"] = int(next(rest))
+            case "not" | "nop":
+                row[word] = None
+            case "blackhole" | "unreachable" | "prohibit":
+                row["action"] = word
+            case _:
+                raise ValueError(f"rule … {word}")
+    if not {"action", "goto", "nop"} & row.keys():
+        row.setdefault("table", "main")
+    if "priority" not in row:
+        raise ValueError("a rule needs its pref")
+    return row
+
+
+def neighbours_of(space: Space) -> tuple[Neighbour, ...]:
+    """Return the neighbour entries that the lines add."""
+    rows: list[Row] = []
+    for words in space.neighbours:
+        row: Row = {"state": ["PERMANENT"]}
+        rest = iter(words)
+        for word in rest:
+            match word:
+                case "proxy":
+                    row |= {"proxy": None, "dst": next(rest), "state": []}
+                case "lladdr" | "dev":
+                    row[word] = next(rest)
+                case "nud":
+                    row["state"] = [next(rest).upper()]
+                case ip:
+                    row["dst"] = ip
+        rows.append(row)
+    return parse_neighbours(json.dumps(rows))
+
+
+def fdb_of(space: Space) -> tuple[FdbEntry, ...]:
+    """Return the forwarding entries: those that every bridge has for itself, and those that the lines add."""
+    rows: list[Row] = []
+    for device in space.devices.values():
+        master = device.name if device.kind == "bridge" else device.master
+        if master:
+            rows.append({"mac": device.mac, "ifname": device.name, "master": master, "state": "permanent"})
+    for words in space.fdb:
+        rest = iter(words[1:])
+        row: Row = {"mac": words[0], "flags": [], "state": "permanent"}
+        for word in rest:
+            match word:
+                case "dev":
+                    row["ifname"] = next(rest)
+                case "dst":
+                    row["dst"] = next(rest)
+                case "port" | "vni":
+                    row[word] = int(next(rest))
+                case "self":
+                    row["flags"] = ["self"]
+                case "master":
+                    row["master"] = space.devices[str(row["ifname"])].master
+                case "static" | "permanent":
+                    row["state"] = word
+                case _:
+                    raise ValueError(f"fdb … {word}")
+        rows.append(row)
+    return parse_fdb(json.dumps(rows))
+
+
+def saved(lines: Sequence[Sequence[str]]) -> str:
+    """Return iptables lines (`-t nat -A PREROUTING …`, `-P`, `-N`) as a dump that iptables-save could have made."""
+    policies: dict[str, dict[str, str]] = {}
+    rules: dict[str, list[str]] = {}
+    for line in lines:
+        table = line[line.index("-t") + 1] if "-t" in line else "filter"
+        words = [word for word in line if word not in ("-t", table)] if "-t" in line else list(line)
+        chains = policies.setdefault(table, dict.fromkeys(BUILT_IN[table], "ACCEPT"))
+        match words[0]:
+            case "-P":
+                chains[words[1]] = words[2]
+            case "-N":
+                chains[words[1]] = "-"
+            case "-A":
+                rules.setdefault(table, []).append(" ".join(_quoted(word) for word in _in_full(words)))
+            case _:
+                raise ValueError(f"iptables … {words[0]}")
+    text = ""
+    for table, chains in policies.items():
+        declared = "".join(f":{name} {policy} [0:0]\n" for name, policy in chains.items())
+        text += f"*{table}\n{declared}" + "".join(f"{rule}\n" for rule in rules.get(table, ())) + "COMMIT\n"
+    return text
+
+
+def _quoted(word: str) -> str:
+    return json.dumps(word) if shlex.quote(word) != word and " " in word else word
+
+
+def _in_full(words: Sequence[str]) -> list[str]:
+    """Return a rule as iptables-save prints it: `-m tcp` before its options, prefix lengths, long names."""
+    full: list[str] = []
+    protocol = ""
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "-p":
+            protocol = word
+        if word in ("--dport", "--sport", "--tcp-flags", "--syn", "--icmp-type", "--icmpv6-type"):
+            module = "icmp6" if protocol == "ipv6-icmp" else protocol
+            if module not in [name for flag, name in zip(full, full[1:], strict=False) if flag == "-m"]:
+                full += ["-m", module]
+        bare = before in ("-s", "-d") and "/" not in word
+        full.append(f"{word}/{128 if ':' in word else 32}" if bare else word)
+    return full
+
+
+def filters_of(space: Space) -> tuple[XTable, ...]:
+    """Return the tables of iptables that the lines make."""
+    return tuple(
+        table
+        for command, lines in space.filters.items()
+        for table in parse_iptables_save(
+            saved(lines), backend=FILTER_KINDS[command][0], family=FILTER_KINDS[command][1], source=command
+        )
+    )
