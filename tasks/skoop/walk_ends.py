@@ -359,7 +359,8 @@ def _no_socket(network: Network, netns: NetNS, ended: Ended) -> _Finding:
         return _Finding("KP-SVC-012" if translated else "KP-SVC-013")
     here = [known for known in netns.sockets if (known.protocol, known.port) == (packet.protocol, packet.dport)]
     local = bool(here) and all(is_loopback(known.ip) for known in here)
-    wanted = Socket(protocol=packet.protocol, ip=packet.dst, port=packet.dport)
+    wildcard = Ip("::" if packet.version == 6 else "0.0.0.0")
+    wanted = Socket(protocol=packet.protocol, ip=wildcard, port=packet.dport)
     return _Finding("KP-SOCK-001" if local else "KP-SOCK-002", (AddSocket(netns=netns.id, socket=wanted),))
 
 

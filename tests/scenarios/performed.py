@@ -233,9 +233,9 @@ def _surprises(scenario: Scenario, space: Space, netns: Netns) -> Iterator[str]:
     told = state_of(scenario).netns[netns_of(space.name)]
     real: set[Route] = set()
     for family in (4, 6) if scenario.six else (4,):
-        text = netns.run(["ip", "-j", f"-{family}", "-N", "route", "show", "table", "all"])
+        text = netns.run(["ip", "-j", f"-{family}", "route", "show", "table", "all"])
         real |= set(parse_routes(text, family=family))
-        rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "-N", "rule"]), family=family)
+        rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "rule"]), family=family)
         if list(rules) != [rule for rule in told.rules if rule.family == family]:
             yield f"{space.name}: rules are {rules}"
     for route in sorted(real ^ set(told.routes), key=str):

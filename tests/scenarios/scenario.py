@@ -158,13 +158,19 @@ class Scenario:
             self.add(netns, name, "veth").peer = (BENCH, end)
         return space.devices[name]
 
+    def add_space(self, name: str) -> None:
+        """Add a namespace, with its lo."""
+        if name not in self.spaces:
+            lo = Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
+            self.spaces[name] = Space(name=name, devices={"lo": lo})
+
     def add(self, netns: str, name: str, kind: str) -> Device:
         """Add a device to a namespace."""
         made = self.spaces[netns].devices[name] = self._make(netns, name, kind)
         return made
 
     def _make(self, netns: str, name: str, kind: str) -> Device:
-        index = 2 + len(self.spaces[netns].devices)
+        index = 1 + len(self.spaces[netns].devices)
         place = 0xFF if netns == BENCH else list(self.spaces).index(netns)
         return Device(name=name, kind=kind, index=index, mac=Mac(f"02:00:00:00:{place:02x}:{index:02x}"))
 
@@ -194,10 +200,10 @@ class _Reader:
     def read(self) -> Scenario:
         remarks = [line[1:].strip() for line in self.lines if line.startswith("#")]
         self.scenario.title = " ".join(remarks)
-        self.scenario.spaces[BENCH] = Space(name=BENCH)
+        self.scenario.add_space(BENCH)
         for number, words in self._content():  # ends of veths must be known before anything is said of them
             if words[0] == "netns":
-                self.scenario.spaces.setdefault(words[1], Space(name=words[1]))
+                self.scenario.add_space(words[1])
         for number, words in self._content():
             if words[0] == "veth":
                 self._checked(number, self._veth, words[1:])
@@ -285,8 +291,7 @@ class _Reader:
         rest = iter(words)
         for word in rest:
             if device is None or not _is_setting(word):
-                device = space.devices["lo"] if word == "lo" and "lo" in space.devices else None
-                device = device or (self._lo(space) if word == "lo" else self.scenario.device(space.name, word))
+                device = self.scenario.device(space.name, word)
             elif "/" in word:
                 device.addresses.append(word)
             elif word in ("up", "down"):
@@ -299,10 +304,6 @@ class _Reader:
                 device.master = next(rest)
             else:
                 device.port_flags.append(word)
-
-    def _lo(self, space: Space) -> Device:
-        space.devices["lo"] = Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
-        return space.devices["lo"]
 
     def _packet(self, words: list[str]) -> Inject:
         place = words[0].removeprefix("in=")

@@ -6,7 +6,7 @@ addresses, carriers, a vxlan's smaller MTU. The kernel's runner compares it with
 
 from collections.abc import Iterator
 
-from tasks.skoop.model.addr import Ip, Mac, ip_int, parse_ip, parse_net
+from tasks.skoop.model.addr import Ip, ip_int, parse_ip, parse_net
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId, node_netns
 from tasks.skoop.model.packet import Protocol
@@ -74,10 +74,8 @@ def carrier(scenario: Scenario, space: str, name: str) -> bool:
 
 def _netns(scenario: Scenario, space: Space) -> NetNS:
     six = scenario.six and space.name != BENCH
-    lo = space.devices.get("lo") or Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
-    devices = [lo, *(device for device in space.devices.values() if device.name != "lo")]
     sysctls = sysctls_of(space, six=six)
-    links = tuple(_interface(scenario, space, device, six=six) for device in devices)
+    links = tuple(_interface(scenario, space, device, six=six) for device in space.devices.values())
     own = tuple(route for link in links if link.up for route in _own_routes(link, sysctls, six=six))
     families = (4, 6) if six else (4,)
     return NetNS(
@@ -189,7 +187,7 @@ def base_sysctls(names: list[str], *, six: bool) -> dict[str, str]:
 
 def sysctls_of(space: Space, *, six: bool) -> dict[str, str]:
     """Return the settings after a scenario's own are written, in order, with what the kernel copies from one to others."""
-    names = list(dict.fromkeys(["lo", *space.devices]))
+    names = list(space.devices)
     found = base_sysctls(names, six=six)
     for key, value in space.sysctls:
         found[key] = value

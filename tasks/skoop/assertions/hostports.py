@@ -14,7 +14,9 @@ from tasks.skoop.model.suspicion import InsertRule, Suspicion
 
 def host_port_suspicions(scene: Scene) -> Iterator[Suspicion]:
     """Yield host ports of a node's pods that no nat rule translates (unless something listens there, or nftables may do it)."""
-    if scene.node is None or scene.netns.lacks(Section.IPTABLES) is not None or scene.netns.nft:
+    if scene.node is None or scene.netns.lacks(Section.IPTABLES) is not None:
+        return
+    if any(kind == "nat" for table in scene.netns.nft for _, kind, _, _, _ in table.hooks):
         return
     for pod in scene.cluster.pods_on(scene.node.name):
         for port in pod.ports:
