@@ -211,7 +211,7 @@ class CauseFinder:
 
 
 def _all_changes(candidates: Iterable[Candidate]) -> tuple[Change, ...]:
-    return in_order([change for candidate in candidates for change in candidate.changes])
+    return in_order([candidate.changes for candidate in candidates])
 
 
 def _covers(known: Candidate, candidate: Candidate) -> bool:

@@ -149,8 +149,11 @@ def _wait(scenario: Scenario, spaces: dict[str, Netns]) -> None:
     """Wait for the links that should have a carrier, and for bridge ports to forward (linkwatch works in the background)."""
     deadline = time.monotonic() + READY_S
     for name, netns in spaces.items():
+        devices = scenario.spaces[name].devices
         wanted = {
-            device.name for device in scenario.spaces[name].devices.values() if carrier(scenario, name, device.name)
+            device.name
+            for device in devices.values()
+            if carrier(scenario, name, device.name) and (not device.master or devices[device.master].up)
         }
         while late := [dev for dev, ready in _links(netns) if dev in wanted and not ready]:
             if time.monotonic() > deadline:

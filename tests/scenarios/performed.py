@@ -136,13 +136,14 @@ class _Bench:
 def _attempt_text(attempt: Attempt) -> str:
     view, icmp = attempt.view, attempt.icmp
     failed = view in (View.REFUSED, View.UNREACHABLE)
+    blocked = attempt.errno == "EPERM"  # sendto() failed; the ICMP error that REJECT made besides is of no interest
     stalled = view == View.CONNECTED and attempt.answer == "none"
     broken = f"connected, then {attempt.answer}" if attempt.answer in ("reset", "eof") else ""
     return connect_text(
         view,
         errno=attempt.errno if failed else "",
-        icmp=f"{icmp.type}/{icmp.code} by {icmp.sender}" if icmp and icmp.sender and failed else "",
-        local=attempt.local_ip if not (failed and not attempt.sport) else "",
+        icmp=f"{icmp.type}/{icmp.code} by {icmp.sender}" if icmp and icmp.sender and failed and not blocked else "",
+        local=attempt.local_ip,
         server=attempt.server,
         saw=attempt.seen_src,
         after="stalls" if stalled else broken,

@@ -90,7 +90,7 @@ def _connect_result(outcome: FlowOutcome, protocol: Protocol) -> str:
             errno, about = icmp.errno_of(back), f"{back.icmp_type}/{back.icmp_code} by {back.src}"
         else:
             errno = "ECONNREFUSED"
-    if error is not None and not about:
+    if error is not None and outcome.forward.place is not None and outcome.forward.place.stage == Stage.ROUTE:
         local = ""  # refused before there was anything to send
     answered = view == View.CONNECTED and protocol not in ICMP and server is not None and not outcome.stalls
     return connect_text(

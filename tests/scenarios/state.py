@@ -35,6 +35,7 @@ PER_DEVICE4 = {
     "arp_ignore": 0,
     "arp_filter": 0,
     "arp_announce": 0,
+    "proxy_arp_pvlan": 0,
     "send_redirects": 0,
     "ignore_routes_with_linkdown": 0,
     "src_valid_mark": 0,
@@ -112,7 +113,7 @@ def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -
         addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], lo=lo)),
         vxlan=vxlan,
         bridge=_bridge(device) if device.kind == "bridge" else None,
-        port=_port(device) if device.master else None,
+        port=_port(device, space.devices[device.master]) if device.master else None,
     )
 
 
@@ -161,9 +162,10 @@ def _bridge(device: Device) -> Bridge:
     return Bridge(nf_call_iptables=device.word("nf_call_iptables") == "1")
 
 
-def _port(device: Device) -> BridgePort:
+def _port(device: Device, bridge: Device) -> BridgePort:
     flags = device.port_flags
     return BridgePort(
+        state="forwarding" if bridge.up and device.up else "disabled",
         hairpin="hairpin" in flags,
         isolated="isolated" in flags,
         flood="noflood" not in flags,

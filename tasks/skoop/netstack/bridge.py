@@ -90,7 +90,11 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.at = At.IP_RCV
         return [skb]
     ingress = ns.links[skb.phys_in]
-    port = _egress(ns, bridge, skb.dst_mac, ingress)
+    learnt = ingress.port is None or ingress.port.learning
+    if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
+        port: Interface | None = ingress
+    else:
+        port = _egress(ns, bridge, skb.dst_mac, ingress)
     if port is None:
         place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
         detail = f"no port of {bridge.name} leads to {skb.dst_mac}"

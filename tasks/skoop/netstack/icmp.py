@@ -101,15 +101,16 @@ def error_about(
 ) -> Packet | None:
     """Return the ICMP error about a packet, or None where the kernel sends none (RFC 1122 3.2.2, icmp_send).
 
-    `to_local`: the packet was for an address of ours, which then is the error's source; else the source is the address
-    towards the sender (or of `in_dev` if icmp_errors_use_inbound_ifaddr).
+    `to_local`: the packet was not to be forwarded; if its destination is ours that is the error's source. Else the source is
+    the address towards the sender (or of `in_dev` if icmp_errors_use_inbound_ifaddr).
     """
     if packet.is_icmp_error or is_multicast(packet.dst) or packet.src in ("0.0.0.0", "::"):
         return None
     if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) and packet.icmp_type in (0, 5, 129, 137):
         return None
     inbound = in_dev if ns.sysctl("net/ipv4/icmp_errors_use_inbound_ifaddr") else ""
-    src = packet.dst if to_local else own_source(ns, packet.src, inbound)
+    ours = to_local and ns.is_local(packet.dst)  # RTCF_LOCAL: a local packet that OUTPUT refuses may be for another host
+    src = packet.dst if ours else own_source(ns, packet.src, inbound)
     if src is None:
         return None
     version6 = packet.version == 6

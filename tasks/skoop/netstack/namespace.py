@@ -18,6 +18,7 @@ from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NeighbourSta
 from tasks.skoop.model.trace import Place, Stage, Step
 from tasks.skoop.netstack.conntrack import Known
 from tasks.skoop.netstack.fib import FlowKey, Router
+from tasks.skoop.netstack.nftables.compile import BaseChains, compile_chains
 from tasks.skoop.netstack.xtables.api import CompiledTables, Hook
 from tasks.skoop.netstack.xtables.compile import compile_tables
 
@@ -78,6 +79,11 @@ class Namespace:
     def tables(self) -> CompiledTables:
         """The packet filter's tables."""
         return compile_tables(self.state)
+
+    @cached_property
+    def base_chains(self) -> BaseChains:
+        """The base chains of native nftables tables."""
+        return compile_chains(self.state)
 
     def plan(self, family: int, hook: Hook) -> "tuple[Op, ...]":
         """Return what runs at a hook, in order (made once by `netfilter.plan`)."""

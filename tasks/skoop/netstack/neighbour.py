@@ -4,12 +4,12 @@ Follows neigh_resolve_output and arp_process (net/ipv4/arp.c), ndisc_recv_ns (ne
 used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked for again.
 """
 
-from tasks.skoop.model.addr import Ip, Mac, is_multicast
+from tasks.skoop.model.addr import Ip, Mac, contains, is_multicast
 from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
@@ -23,7 +23,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     link = ns.links[skb.out_dev]
     skb.at = At.DEV_XMIT
     skb.src_mac = link.mac
-    if skb.out_dev == "lo" or link.noarp or link.kind in _POINT_TO_POINT:
+    if skb.out_dev == "lo" or link.kind in _POINT_TO_POINT:
         skb.dst_mac = ""
         return [skb]
     target = skb.next_hop or skb.packet.dst
@@ -37,6 +37,10 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     if entry is not None and entry.mac is not None:
         skb.dst_mac = entry.mac
         skb.step(place, "neighbour", f"{target} lladdr {entry.mac} {entry.state}")
+        return [skb]
+    if link.noarp:  # arp_constructor, ndisc_constructor: nobody is asked, the device's own address is put in
+        skb.dst_mac = link.mac
+        skb.step(place, "neighbour", f"{target} lladdr {link.mac} NOARP")
         return [skb]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, _asker(ns, skb, target))
     if answers.macs:
@@ -59,9 +63,11 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
 
 
 def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
-    """arp_solicit: the packet's own source if it is ours, else an address of the device."""
-    if ns.is_local(skb.packet.src):
-        return skb.packet.src
+    """arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device."""
+    src = skb.packet.src
+    announce = ns.highest("arp_announce", skb.out_dev)
+    if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, skb.out_dev, src, target))):
+        return src
     return select_source(ns.state.interfaces, skb.out_dev, target)
 
 
@@ -98,30 +104,47 @@ def _answers4(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
     if sender is not None and objects_to_source(ns, Packet(src=sender, dst=target), dev) is not None:
         return False
     if ns.is_local(target):
-        if not _ignore_allows(ns, dev, target):
+        if not _ignore_allows(ns, dev, target, sender):
             return False
         if ns.either("arp_filter", dev) and sender is not None:
             found = ns.routers[4].lookup(FlowKey(dst=sender, src=target))
             return found is not None and any(leg.dev == dev for leg in found.legs)
         return True
+    return _proxies(ns, dev, target)
+
+
+def _proxies(ns: Namespace, dev: str, target: Ip) -> bool:
+    """arp_process, the part for others' addresses: a host that forwards, and that has a way there."""
     if not ns.forwards(dev, 4):
         return False
-    if (dev, target) in ns.proxied:
-        return True
-    if not ns.either("proxy_arp", dev):
-        return False
     found = ns.routers[4].lookup(FlowKey(dst=target, iif=dev))
-    return found is not None and not found.errno and any(leg.dev != dev for leg in found.legs)
+    if found is None or found.errno or found.type != "unicast":
+        return False
+    if all(leg.dev == dev for leg in found.legs):
+        return ns.either("proxy_arp_pvlan", dev)
+    return ns.either("proxy_arp", dev) or (dev, target) in ns.proxied
 
 
-def _ignore_allows(ns: Namespace, dev: str, target: Ip) -> bool:
-    level = ns.highest("arp_ignore", dev)
-    if level == 0:
-        return True
-    link = ns.links[dev]
-    if level in (1, 2):
-        return any(address.ip == target for address in link.addresses)
-    return level not in (4, 5, 6, 7, 8)
+def _ignore_allows(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
+    """arp_ignore (net/ipv4/arp.c) with inet_confirm_addr."""
+    own = [address for address in ns.links[dev].addresses if address.ip == target]
+    match ns.highest("arp_ignore", dev):
+        case 1:
+            return bool(own)
+        case 2:
+            return bool(own) and (sender is None or _on_link(ns, dev, target, sender))
+        case 3:
+            everywhere = (address for link in ns.state.interfaces for address in link.addresses)
+            return any(address.ip == target and address.scope != "host" for address in everywhere)
+        case 8:
+            return False
+    return True
+
+
+def _on_link(ns: Namespace, dev: str, one: Ip, other: Ip) -> bool:
+    """Say whether some network of the device holds both addresses (inet_addr_onlink)."""
+    nets = (subnet_of(address) for address in ns.links[dev].addresses if ":" not in address.ip)
+    return any(contains(net, one) and contains(net, other) for net in nets)
 
 
 def _answers6(ns: Namespace, dev: str, target: Ip) -> bool:

@@ -54,7 +54,7 @@ class Response(Struct, frozen=True, kw_only=True):
     is_reply: bool = True
     """Its direction: the other one than that of the packet that it is about (nf_conntrack_attach)."""
     translatable: bool = True
-    """False where the kernel does not un-NAT the answer (a RST forged by REJECT; KERNEL.md section 8)."""
+    """False where the answer passes neither OUTPUT nor NAT: a RST that REJECT forges for what came over a bridge (nf_send_reset)."""
 
 
 class End(Struct, frozen=True, kw_only=True):

@@ -6,8 +6,10 @@ one table; each takes the packet one function further. The walk is bounded in fu
 
 from collections.abc import Callable, Mapping
 
-from tasks.skoop.model.packet import CtState, Frame, Packet
-from tasks.skoop.model.trace import Outcome, Reason, Stage
+from msgspec.structs import replace
+
+from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol
+from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import bridge, ip, neighbour, tunnel
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
@@ -69,7 +71,7 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
     while todo:
         skb = todo.pop()
         if skb.end is not None or skb.emit is not None:
-            done.append(skb.exit())
+            done.append(_settled(ns, skb).exit())
             continue
         skb.budget -= 1
         if skb.budget <= 0:
@@ -83,6 +85,23 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
             continue
         todo.extend(reversed(STAGES[skb.at](ns, skb)))
     return tuple(done)
+
+
+def _settled(ns: Namespace, skb: Skb) -> Skb:
+    """Add to an end what hangs on the way the packet came: whom the kernel tells of a drop, and how a forged RST goes back."""
+    end = skb.end
+    if end is None:
+        return skb
+    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error  # still inside the sender's own system call
+    if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
+    response = end.response
+    if response is not None and not response.translatable:
+        # nf_send_reset: only what came in over a bridge that iptables sees goes straight back out of the port
+        bridged = bool(skb.phys_in) and ns.bridge_calls_iptables(skb.bridge, skb.packet.version)
+        skb.end = replace(end, response=replace(response, translatable=not bridged))
+    return skb
 
 
 def send(
@@ -110,7 +129,11 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
     source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
-    return run(ns, ip.route_output(ns, skb, source=source))
+    ways = ip.route_output(ns, skb, source=source)
+    if not response.translatable:
+        for way in ways:
+            way.at = At.NEIGH_OUTPUT
+    return run(ns, ways)
 
 
 def receive(

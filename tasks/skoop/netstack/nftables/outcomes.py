@@ -27,7 +27,8 @@ class Draw(NamedTuple):
     """A number drawn evenly from `low` to `low + size - 1`, by chance, or by a hash whose seed is secret.
 
     `results` are what became of each outcome in order, once something has been done with it (None: nothing yet). A `sticky`
-    one gives the same number each time that the same packet asks.
+    one gives the same number each time that the same packet asks. `part`: it is only a part of the value (of a
+    concatenation) and has to be drawn before anything can be done with the whole.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Draw(NamedTuple):
     size: int
     sticky: bool
     results: "tuple[Outcome, ...] | None" = None
+    part: bool = False
 
     def each(self) -> "tuple[Outcome, ...]":
         """Return the outcomes in order, all of the same weight."""
@@ -42,7 +44,7 @@ class Draw(NamedTuple):
 
     def groups(self) -> "list[tuple[int, float, Outcome]]":
         """Return (a number that leads to it, its probability, outcome) of each outcome; like ones together if they may be."""
-        if self.sticky:
+        if self.sticky or self.part:
             return [(self.low + at, 1.0 / self.size, result) for at, result in enumerate(self.each())]
         found: dict[Outcome, tuple[int, int]] = {}
         for at, result in enumerate(self.each()):
@@ -60,7 +62,7 @@ Getter = Callable[[PacketView], Outcome]
 
 def lifted(value: Outcome, change: Callable[[Outcome], Outcome]) -> Outcome:
     """Return what `change` makes of a value: of every outcome of a draw; nothing and unknown stay what they are."""
-    if value is None or isinstance(value, Unsure):
+    if value is None or isinstance(value, Unsure) or (isinstance(value, Draw) and value.part):
         return value
     if isinstance(value, Draw):
         if value.results is None and value.size > MAX_DRAWN:

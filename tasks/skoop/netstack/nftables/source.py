@@ -115,6 +115,7 @@ class TableSource:
 
     def _listed(self, collection: _Collection) -> Iterator[Element]:
         more = (each.element for each in self.objects if each.element and each.element.name == collection.name)
+        mapping = _json(collection.map) is not None
         for part in (collection, *more):
             for value in items(_json(part.elem)):
-                yield element_of(value, mapping=_json(collection.map) is not None)
+                yield element_of(value, mapping=mapping)
