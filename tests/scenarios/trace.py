@@ -48,7 +48,9 @@ def _short(netns: str) -> str:
 def place_text(place: Place) -> str:
     """Return a place as `nat/PREROUTING#1`, `route 10.0.0.0/24`, `socket tcp 10.0.0.1:80` …"""
     if place.stage == Stage.NETFILTER:
-        mark = {("nft", 4): "nft ", ("nft", 6): "nft ipv6 ", ("legacy", 6): "ipv6 "}.get((place.backend, place.family), "")
+        mark = {("nft", 4): "nft ", ("nft", 6): "nft ipv6 ", ("legacy", 6): "ipv6 "}.get(
+            (place.backend, place.family), ""
+        )
         return f"{mark}{place.table}/{place.chain}" + (f"#{place.rule}" if place.rule else " policy")
     return " ".join(part for part in (place.stage, place.dev, place.key) if part)
 

@@ -7,7 +7,7 @@ filtering (`unknown`), multicast snooping, learning during the walk.
 """
 
 from tasks.skoop.model.addr import Mac
-from tasks.skoop.model.state import Interface
+from tasks.skoop.model.state import Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.namespace import Namespace
@@ -61,15 +61,20 @@ def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
     if leg is None:
         return [skb]
     target = leg.nexthop.via or packet.dst
+    place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
+    if (gap := ns.gap(Section.NEIGHBOURS)) is not None:
+        return [skb.unknown(gap, place)]
     entry = ns.neighbour(bridge.name, target)
     if entry is not None and entry.mac is not None:
         macs: tuple[Mac, ...] = (entry.mac,)
     else:
-        macs = ns.wire.resolve(ns.id, bridge.name, target, None).macs
+        answers = ns.wire.resolve(ns.id, bridge.name, target, None)
+        macs = answers.macs
+        if not macs and answers.missing:
+            return [skb.unknown(answers.missing[0], place)]
     if not macs:
         skb.out_dev = bridge.name
         return [failed(ns, skb, target)]
-    place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
     ways = []
     for mac in macs:
         way = skb if len(macs) == 1 else skb.clone()
@@ -83,6 +88,8 @@ def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
 def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     """Look the destination up: ourselves, a port, or unknown."""
     bridge = ns.links[skb.bridge]
+    if (gap := ns.gap(Section.FDB)) is not None:
+        return [skb.unknown(gap, ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac))]
     entry = ns.bridge_fdb.get((bridge.name, skb.dst_mac))
     if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
         skb.in_dev = bridge.name
@@ -122,7 +129,8 @@ def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | Non
             return port
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
-        if floods and port is not ingress and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
+        back = port is ingress and not (port.port and port.port.hairpin)
+        if floods and not back and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
             return port
     return None
 
@@ -159,8 +167,10 @@ def _to_port(ns: Namespace, skb: Skb, port: Interface) -> Skb:
 def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     """The host itself sends by the bridge."""
     bridge = ns.links[skb.out_dev]
-    port = _egress(ns, bridge, skb.dst_mac, None)
     place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
+    if (gap := ns.gap(Section.FDB)) is not None:
+        return [skb.unknown(gap, place)]
+    port = _egress(ns, bridge, skb.dst_mac, None)
     if port is None:
         detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]

@@ -4,12 +4,12 @@ Follows neigh_resolve_output and arp_process (net/ipv4/arp.c), ndisc_recv_ns (ne
 used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked for again.
 """
 
-from tasks.skoop.model.addr import Ip, Mac, contains, is_multicast
+from tasks.skoop.model.addr import Ip, Mac, contains, is_link_local, is_multicast
 from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
-from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
+from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of
+from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of, usable_addresses
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
@@ -32,8 +32,10 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb]
     if not link.up:
         return [skb]
-    entry = ns.neighbour(skb.out_dev, target)
     place = ns.place(Stage.NEIGHBOUR, dev=skb.out_dev, key=target)
+    if (gap := ns.gap(Section.NEIGHBOURS)) is not None:
+        return [skb.unknown(gap, place)]
+    entry = ns.neighbour(skb.out_dev, target)
     if entry is not None and entry.mac is not None:
         skb.dst_mac = entry.mac
         skb.step(place, "neighbour", f"{target} lladdr {entry.mac} {entry.state}")
@@ -42,7 +44,10 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = link.mac
         skb.step(place, "neighbour", f"{target} lladdr {link.mac} NOARP")
         return [skb]
-    answers = ns.wire.resolve(ns.id, skb.out_dev, target, _asker(ns, skb, target))
+    asker = _asker(ns, skb, target)
+    if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
+        return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
+    answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
     if answers.macs:
         ways = []
         for mac in answers.macs:
@@ -52,6 +57,10 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
             way.step(place, "neighbour", f"{target} answers with {mac}")
             ways.append(way)
         return ways
+    if answers.missing:
+        for gap in answers.missing:
+            skb.unknown(gap, place, f"whether anybody answers for {target}")
+        return [skb]
     if not answers.outside or ns.neighbours.get((skb.out_dev, target)) is not None:
         skb.record(answers.stopped)
         return [failed(ns, skb, target)]
@@ -63,32 +72,42 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
 
 
 def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
-    """arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device."""
+    """arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device.
+
+    ndisc_solicit: the packet's source if the device has it, else the device's link-local address; without one nobody is asked.
+    """
     src = skb.packet.src
+    if ":" in src:
+        own = [address.ip for address in usable_addresses(ns.links[skb.out_dev], 6)]
+        return src if src in own else next((ip for ip in own if is_link_local(ip)), None)
     announce = ns.highest("arp_announce", skb.out_dev)
     if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, skb.out_dev, src, target))):
         return src
     return select_source(ns.state.interfaces, skb.out_dev, target)
 
 
-def failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
-    """neigh_invalidate: the sender hears EHOSTUNREACH, after three tries of a second each."""
+def failed(ns: Namespace, skb: Skb, target: Ip, why: str = "") -> Skb:
+    """neigh_invalidate: the sender hears EHOSTUNREACH, after three tries of a second each.
+
+    A local one too is told by an ICMP error (ipv4_link_failure), which goes over lo and so through the packet filter.
+    """
     place = ns.place(Stage.NEIGHBOUR, dev=skb.out_dev, key=target)
-    detail = f"nobody answers for {target} on {skb.out_dev}"
-    if ns.state.lacks(Section.NEIGHBOURS) and not ns.state.neighbours:
-        skb.assumed = (*skb.assumed, f"{ns.id}: neighbour table not collected")
+    detail = why or f"nobody answers for {target} on {skb.out_dev}"
     if skb.originated and not skb.packet.is_icmp_error:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
-    if skb.local:
-        code = 3 if skb.packet.version == 6 else 1
-        kind = 1 if skb.packet.version == 6 else 3
-        error = IcmpError(type=kind, code=code, sender=skb.packet.src, local=True, errno="EHOSTUNREACH")
-        return skb.finish(Outcome.UNREACHABLE, Reason.NEIGH_FAILED, place, detail, error=error)
     answer = icmp.error_about(ns, skb.packet, icmp.HOST_UNREACH, to_local=False, in_dev=skb.in_dev)
     if answer is None:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
     response = Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply)
     return skb.finish(Outcome.UNREACHABLE, Reason.NEIGH_FAILED, place, detail, response=response)
+
+
+def cannot_tell(ns: Namespace, dev: str, target: Ip) -> str | None:
+    """Return what is missing to know whether this namespace answers a request for `target` on `dev`, or None."""
+    if ":" not in target:
+        return ns.gap() or (None if ns.is_local(target) else ns.gap(Section.NEIGHBOURS))
+    own = dev in ns.links and any(address.ip == target for address in ns.links[dev].addresses)
+    return ns.gap(Section.LINKS, Section.SYSCTLS) or (None if own else ns.gap(Section.NEIGHBOURS))
 
 
 def answers_for(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> Mac | None:

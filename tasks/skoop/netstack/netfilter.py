@@ -54,6 +54,10 @@ class OpKind(Enum):
     CONFIRM = auto()
 
 
+Groups = tuple[tuple[CompiledTable, ...], ...]
+"""Tables in the order in which they run; those of one group in an order that is not known."""
+
+
 class Op(NamedTuple):
     """One function registered at a hook. `tables` are what it evaluates: one, or for NAT all, those of equal priority together.
 
@@ -62,7 +66,7 @@ class Op(NamedTuple):
 
     priority: int
     kind: OpKind
-    tables: tuple[tuple[CompiledTable, ...], ...] = ()
+    tables: Groups = ()
     reroutes: bool = False
 
 
@@ -92,7 +96,7 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
     return tuple(sorted(ops, key=lambda op: op.priority))
 
 
-def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> tuple[tuple[CompiledTable, ...], ...]:
+def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
     """Return what decides about NAT at a hook by priority: all are called from one place, whatever their own (nf_nat_register_fn)."""
     found: dict[int, tuple[CompiledTable, ...]] = {}
     tables: list[tuple[int, CompiledTable]] = [
@@ -151,12 +155,13 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         hook=hook,
         packet=skb.packet,
         facts=ns,
-        in_dev="" if hook in (Hook.OUTPUT, Hook.POSTROUTING) else skb.in_dev,
+        # POSTROUTING is told where a forwarded packet came in (ip_output), but not of one that stays on a bridge
+        in_dev="" if hook == Hook.OUTPUT or (hook == Hook.POSTROUTING and skb.phys_out) else skb.in_dev,
         out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.out_dev,
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
-        local_uid=0 if skb.local else None,
+        local_uid=0 if skb.local or skb.originated else None,  # the kernel's own sockets are root's
         mac=skb.src_mac,
     )
 
@@ -309,7 +314,7 @@ def _confirm(ns: Namespace, skb: Skb) -> None:
 # --- NAT -------------------------------------------------------------------------------------------------------------
 
 
-def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
+def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     conn = skb.connection(ns.id)
     if conn is None or skb.untracked or not skb.translatable:
         return [skb]
@@ -330,21 +335,59 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...])
     return ways
 
 
-def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, source: bool) -> list[Skb]:
+def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
     """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
 
-    Of two back ends' tables the one registered last runs first, which no dump tells: where both would translate, both orders
-    are followed (KERNEL.md 4.1).
+    Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would translate
+    in different ways, each is followed as the first (KERNEL.md 4.1).
     """
-    if len(tables) > 1 and all(_translates(ns, skb, hook, table) for table in tables):
-        ways = []
-        for first in tables:
-            way = skb.clone()
-            way.probability /= len(tables)
-            what = f"the {first.backend} nat table is taken to run first"
-            way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table="nat"), "assume", what)
-            ways += _consult(ns, way, hook, (first,), source=source)
-        return ways
+    undecided: list[Skb] = [skb]
+    decided: list[Skb] = []
+    for group in groups:
+        still: list[Skb] = []
+        for way in undecided:
+            for part, tables in _orders(ns, way, hook, group):
+                for after in _ask(ns, part, hook, tables):
+                    translated = after.end is not None or _is_done(ns, after, source=source)
+                    (decided if translated else still).append(after)
+        undecided = still
+    for way in undecided:
+        conn = way.flow[ns.id][way.conn]
+        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
+        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
+    return decided + undecided
+
+
+def _is_done(ns: Namespace, skb: Skb, *, source: bool) -> bool:
+    conn = skb.flow[ns.id][skb.conn]
+    return conn.src_done if source else conn.dst_done
+
+
+def _orders(
+    ns: Namespace, skb: Skb, hook: Hook, group: tuple[CompiledTable, ...]
+) -> list[tuple[Skb, tuple[CompiledTable, ...]]]:
+    """Return the packet with each order of tables that makes a difference; each takes its share of the probability."""
+    if len(group) == 1:
+        return [(skb, group)]
+    wishes = {}
+    for table in group:
+        wish = [result.nat for result in table.evaluate(_context(ns, skb, hook))]
+        if any(wish):
+            wishes[table] = wish
+    if len(wishes) < 2 or all(wish == next(iter(wishes.values())) for wish in wishes.values()):
+        return [(skb, group)]
+    found = []
+    for first in wishes:
+        way = skb.clone()
+        way.probability /= len(wishes)
+        what = f"the {first.backend} table {first.name} is taken to run first"
+        way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table=first.name), "assume", what)
+        found.append((way, (first, *(table for table in group if table is not first))))
+    return found
+
+
+def _ask(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
+    """Ask tables in this order; ways that one of them ended or translated do not see the next."""
     undecided, decided = [skb], []
     for table in tables:
         still = []
@@ -355,20 +398,14 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, .
                     after.redraw = True
                 if result.verdict != Verdict.ACCEPT:
                     decided.append(_refuse(ns, after, hook, result))
-                elif result.nat is None:
+                    continue
+                _save_connmark(ns, after, result)
+                if result.nat is None:
                     still.append(after)
                 else:
                     decided.append(_set_up(ns, after, hook, result.nat, result))
         undecided = still
-    for way in undecided:
-        conn = way.flow[ns.id][way.conn]
-        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
-        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
     return decided + undecided
-
-
-def _translates(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> bool:
-    return any(result.nat is not None for result in table.evaluate(_context(ns, skb, hook)))
 
 
 def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: TableResult) -> Skb:

@@ -115,6 +115,8 @@ def send(
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
     skb.local = True
     skb.answer = answer
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
     source = ip.Source.BOUND if bound else ip.Source.CHOSEN
     return run(ns, ip.route_output(ns, skb, oif=oif, source=source))
 
@@ -124,6 +126,8 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
     skb.originated = True
     skb.answer = True
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, ns.place(Stage.ROUTE, key=response.packet.dst)).exit(),)
     skb.translatable = response.translatable
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
@@ -146,11 +150,11 @@ def receive(
     skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
     skb.answer = answer
     link = ns.links.get(dev)
-    if link is None:
-        place = ns.place(Stage.LINK, dev=dev)
-        skb.missing = (f"{ns.id}: link {dev}",)
-        return (skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"no such link: {dev}").exit(),)
     place = ns.place(Stage.LINK, dev=dev)
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, place).exit(),)
+    if link is None:
+        return (skb.unknown(f"{ns.id}: link {dev}", place, f"no such link: {dev}").exit(),)
     skb.step(place, "recv", dev)
     if not link.up:
         return (skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{dev} is down").exit(),)

@@ -51,7 +51,7 @@ def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
         place = ns.place(Stage.ROUTE, key=entry.dst)
         return skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, f"no route to the tunnel's far end {entry.dst}")
     leg = found.legs[0]
-    src = vxlan.local or _own(ns, leg.dev, leg.nexthop.via or entry.dst)
+    src = vxlan.local or _own(ns, leg.dev, entry.dst if family == 6 else leg.nexthop.via or entry.dst)
     skb.overhead += _HEADROOM[family]
     skb.packet = Packet(
         src=src or entry.dst,

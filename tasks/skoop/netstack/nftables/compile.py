@@ -15,26 +15,31 @@ IP_HOOKS = frozenset(hook.lower() for hook in Hook)
 
 
 class BaseChains:
-    """The base chains of a namespace: those of the IP families by hook, the others beside."""
+    """The base chains of a namespace by family and hook. Those of the family arp are left out: only IP packets are walked."""
 
     def __init__(self, netns: NetNS) -> None:
         routes = Routes(netns)
         self._at: dict[tuple[int, str], list[BaseChain]] = {}
-        self.others: list[BaseChain] = []
-        """Base chains of the families bridge, netdev and arp, and those at inet's ingress hook."""
+        self._link: dict[tuple[str, str], list[BaseChain]] = {}
         for source in netns.nft:
             table = Table(source, netns, routes)
             for chain, kind, hook, priority, policy in source.hooks:
                 base = BaseChain(table, chain, kind, hook, priority, policy)
                 if source.family not in IP_FAMILIES or hook not in IP_HOOKS:
-                    self.others.append(base)
+                    family = "netdev" if source.family == "inet" else source.family
+                    self._link.setdefault((family, hook.upper()), []).append(base)
                     continue
-                for family in IP_FAMILIES[source.family]:
-                    self._at.setdefault((family, hook.upper()), []).append(base)
+                for version in IP_FAMILIES[source.family]:
+                    self._at.setdefault((version, hook.upper()), []).append(base)
 
     def at(self, family: int, hook: Hook) -> Sequence[BaseChain]:
         """Return the base chains at a hook that can do anything to a packet, in order of priority."""
         found = (base for base in self._at.get((family, hook), ()) if base.has_chain(hook))
+        return tuple(sorted(found, key=lambda base: base.priority))
+
+    def on_link(self, family: str, hook: str) -> Sequence[BaseChain]:
+        """Return the base chains of a link-layer family (bridge, netdev) at a hook, as `at` does; inet's ingress is netdev's."""
+        found = (base for base in self._link.get((family, hook), ()) if base.has_chain(hook))
         return tuple(sorted(found, key=lambda base: base.priority))
 
 

@@ -32,6 +32,8 @@ ETHER = Datatype("ether_addr", 48)
 MARK = Datatype("mark", 32)
 IFNAME = Datatype("ifname", 128)
 STRING = Datatype("string", 128)
+MOMENT = Datatype("moment", 64)
+"""Times, days, hours: never compared, as both answers can come."""
 SERVICE = Datatype(
     "inet_service",
     16,

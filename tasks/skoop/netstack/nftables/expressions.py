@@ -207,5 +207,3 @@ def _combined(name: str, first: Expression, second: Expression) -> Expression:
 
     kind = first.types[0]
     return Expression(get, (kind._replace(bitmask=False),))
-
-

@@ -17,9 +17,7 @@ from tasks.skoop.netstack.xtables.api import Hook
 from tasks.skoop.netstack.xtables.truth import NotUnderstood
 
 FLAG_BITS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16}
-FLAGS: Mapping[TcpFlags, int] = {
-    flags: sum(FLAG_BITS[name] for name in flags.split(",") if name) for flags in TcpFlags
-}
+FLAGS: Mapping[TcpFlags, int] = {flags: sum(FLAG_BITS[name] for name in flags.split(",") if name) for flags in TcpFlags}
 DF = 0x4000
 PORTED = frozenset((6, 17, 33, 132, 136))
 """Protocols whose header begins with the source and the destination port."""
@@ -186,6 +184,7 @@ RAW: Mapping[tuple[str, int, int], tuple[Datatype, Getter]] = {
 }
 """(base, offset in bits, length in bits) of the raw bytes that are a field of the model."""
 
+
 def _raw(content: dict[str, Json]) -> tuple[Getter, Datatype]:
     where = (text(content, "base"), whole(content, "offset"), whole(content, "len"))
     if where not in RAW:
@@ -226,5 +225,3 @@ UNSEEN = frozenset(("checksum", "id", "flowlabel", "window", "sequence", "ackseq
 
 def _ip(value: int, version: int) -> str:
     return str(IPv4Address(value) if version == 4 else IPv6Address(value))
-
-

@@ -6,6 +6,7 @@ whether one of the bits is set, `!` whether none is, `==` and `!=` compare the w
 
 from collections.abc import Callable
 
+from tasks.skoop.netstack.nftables import datatypes as dt
 from tasks.skoop.netstack.nftables.datatypes import Datatype, number, span
 from tasks.skoop.netstack.nftables.elements import Element, Span
 from tasks.skoop.netstack.nftables.expressions import Compiler, Expression
@@ -23,6 +24,7 @@ Answer = bool | None | Chance | Draw
 Condition = Callable[[PacketView], Answer]
 
 STATUS_BITS = "ct_status"
+NAT_BITS = dt.CT_STATUS.symbols["snat"] | dt.CT_STATUS.symbols["dnat"]
 
 
 def match(content: Json, compiler: Compiler, gate: Gate) -> Condition:
@@ -30,6 +32,8 @@ def match(content: Json, compiler: Compiler, gate: Gate) -> Condition:
     op, right = text(content, "op"), fields(content).get("right")
     left = compiler.expression(fields(content).get("left"))
     key = compact(content)
+    if left.types == (dt.MOMENT,):
+        return _asked(left.get, bool, key)
     if is_named(right, "set") or (isinstance(right, str) and right.startswith("@")):
         if op not in ("==", "in", "!="):
             raise NotUnderstood(f"{op} a set")
@@ -45,16 +49,27 @@ def match(content: Json, compiler: Compiler, gate: Gate) -> Condition:
         bits = number(right, kind)
         return _asked(left.get, _bits_set(bits, negate=op == "!"), key)
     if kind.name == STATUS_BITS and kind.bitmask:
-        raise NotUnderstood("the whole conntrack status")  # it has bits that are not in the model
+        return _whole_status(left.get, number(right, kind), op)
     return _within(left.get, _span(op, right, kind), op == "!=", key)
 
 
 def _bits_set(bits: int, *, negate: bool) -> Callable[[Outcome], Outcome]:
     def test(value: Outcome) -> Outcome:
         assert isinstance(value, int)
-        return Unsure("a field of the packet that is not simulated", "") if value == HIDDEN else (value & bits != 0) != negate
+        return (
+            Unsure("a field of the packet that is not simulated", "")
+            if value == HIDDEN
+            else (value & bits != 0) != negate
+        )
 
     return test
+
+
+def _whole_status(get: Getter, wanted: int, op: str) -> Condition:
+    """Compare the whole conntrack status, of which some bits are not in the model; but with NAT the bits that it is done are set."""
+    if op not in ("==", "!=") or not wanted & NAT_BITS:
+        raise NotUnderstood("the whole conntrack status")
+    return lambda view: None if get(view) is None else op == "!="
 
 
 def _span(op: str, right: Json, kind: Datatype) -> Span:
@@ -183,5 +198,3 @@ def _compared(left: Expression, right: Expression, op: str, key: str) -> Conditi
         return Chance(0.5, missing=(reason,), key=key)
 
     return condition
-
-

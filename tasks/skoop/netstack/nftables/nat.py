@@ -139,5 +139,3 @@ def tproxy(content: Json, compiler: Compiler) -> Statement:
         return Flow.NEXT
 
     return Statement(act)
-
-

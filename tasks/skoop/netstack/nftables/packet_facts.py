@@ -75,9 +75,7 @@ META: Mapping[str, tuple[Datatype, Getter]] = {
     "ibrname": (dt.IFNAME, _unknown("meta ibrname")),
     "obrname": (dt.IFNAME, _unknown("meta obrname")),
     "cpu": (dt.INTEGER, _moment("cpu")),
-    "time": (dt.INTEGER, _moment("time")),
-    "day": (dt.INTEGER, _moment("day")),
-    "hour": (dt.INTEGER, _moment("hour")),
+    **{name: (dt.MOMENT, _moment(name)) for name in ("time", "day", "hour")},
     "random": (dt.INTEGER, lambda view: view.drawn.get("random", _RANDOM)),
     **{name: (dt.INTEGER, _unknown(f"meta {name}")) for name in ("priority", "rtclassid", "cgroup", "secmark")},
 }
@@ -167,7 +165,7 @@ def ct(content: Json) -> tuple[Getter, Datatype]:
     """Return how to ask the packet's connection, and the answer's type."""
     key = text(content, "key")
     if key == "state":
-        return (lambda view: STATES[view.packet.ct_state]), dt.CT_STATE
+        return (lambda view: STATES[CtState.NEW if view.template else view.packet.ct_state]), dt.CT_STATE
     if key in CT:
         kind, get = CT[key]
         return (lambda view: get(view) if view.tracked else None), kind

@@ -374,12 +374,11 @@ def _taken(truth: Truth, needs: Getter | None = None) -> Statement:
     return Statement(act)
 
 
-def _writing(get: Getter, write: Callable[[Way, Rule, int], None], what: str) -> Statement:
+def _writing(get: Getter, write: Callable[[Way, Rule, int], TableResult | None], what: str) -> Statement:
     def act(way: Way, rule: Rule) -> Flow | TableResult:
         value = lifted(get(way.view), lambda each: each)
         if isinstance(value, int):
-            write(way, rule, value)
-            return Flow.NEXT
+            return write(way, rule, value) or Flow.NEXT
         if value is None:
             return Flow.BREAK
         if isinstance(value, Draw):
@@ -399,12 +398,18 @@ def _write_connmark(way: Way, rule: Rule, number: int) -> None:
     way.note(rule, "connmark", f"0x{way.view.connmark:x}")
 
 
-def _write_zone(way: Way, rule: Rule, number: int) -> None:
+def _write_zone(way: Way, rule: Rule, number: int) -> TableResult | None:
+    if way.notrack:  # the template takes the place of the mark that it is not to be tracked
+        way.notrack = False
+        way.view.change(ct_state=CtState.NONE)
+    if way.view.packet.ct_state in (CtState.INVALID, CtState.UNTRACKED):
+        return way.cannot_tell(rule, "a conntrack zone for a packet that conntrack has left alone")
     if way.view.packet.ct_state == CtState.NONE and way.zone is None:
-        way.zone = number & 0xFFFF
+        way.zone, way.view.template = number & 0xFFFF, True
         way.note(rule, "match", f"zone {way.zone}")
     else:
         way.note(rule, "match", "the packet has a connection already")
+    return None
 
 
 def _notrack(way: Way, rule: Rule) -> Flow | TableResult:

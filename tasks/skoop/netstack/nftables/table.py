@@ -34,13 +34,14 @@ class CompiledRule:
         self.passive_from = len(statements)
         while self.passive_from and statements[self.passive_from - 1].passive:
             self.passive_from -= 1
-        self._places: dict[Hook, Place] = {}
+        self._places: dict[str, Place] = {}
 
-    def place(self, hook: Hook) -> Place:
+    def place(self, hook: str) -> Place:
         """Return where this rule stands, as the user would see it."""
         place = self._places.get(hook)
         if place is None:
-            text = rendered(self.source.statements(), comment=self.source.comment, handle=self.source.handle)
+            source = self.source
+            text = rendered(source.statements(), family=self.table.family, comment=source.comment, handle=source.handle)
             place = self._places[hook] = self.table.place(hook, self.chain, self.number, text)
         return place
 
@@ -103,7 +104,12 @@ class BaseChain:
         """Where it is."""
         return self.table.id.netns
 
-    def has_chain(self, hook: Hook) -> bool:
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that it is bound to at an ingress or egress hook; () where the listing does not say."""
+        return self.table.source.devices(self.chain)
+
+    def has_chain(self, hook: str) -> bool:
         """Say whether it stands at this hook and can do anything: it has a rule, or drops by its policy."""
         return self.hook == hook and (self.policy == "drop" or bool(self.table.source.rules.get(self.chain)))
 
@@ -114,7 +120,7 @@ class BaseChain:
             missing = (f"{self.netns}: chain {self.chain} of table {self.name}",)
             return (TableResult(verdict=Verdict.UNKNOWN, packet=context.packet, missing=missing),)
         pending: list[Way] = []
-        pending.append(Way(self.table.id, base, self.policy, context, pending))
+        pending.append(Way(self.table.id, base, self.policy, self.hook, context, pending))
         results: list[TableResult] = []
         while pending:
             results.append(pending.pop().run())

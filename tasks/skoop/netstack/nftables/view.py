@@ -19,7 +19,8 @@ class PacketView:
     """Fields of the packet and of its hook; `change` and the statements' own fields are what ways differ in.
 
     `decided` are answers given to uncertain conditions, `drawn` lots drawn for the statement at hand, `hashed` those that stay;
-    `listed` what statements have put into sets (True) or taken out (False): (set, element) → there.
+    `listed` what statements have put into sets (True) or taken out (False): (set, element) → there. `template`: `ct zone set` has put
+    a template in the place of a connection, of which there is nothing to ask but its state, which is `new`.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class PacketView:
         "protocol",
         "sport",
         "src",
+        "template",
         "version",
     )
 
@@ -59,6 +61,7 @@ class PacketView:
         self.drawn: dict[str, int] = {}
         self.hashed: dict[str, int] = {}
         self.listed: dict[tuple[str, object], bool] = {}
+        self.template = False
 
     def fork(self) -> "PacketView":
         """Return an independent copy."""

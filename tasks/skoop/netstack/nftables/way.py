@@ -13,7 +13,7 @@ from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.trace import Place, Stage, Step
 from tasks.skoop.netstack.nftables.outcomes import Draw
 from tasks.skoop.netstack.nftables.view import PacketView
-from tasks.skoop.netstack.xtables.api import Hook, HookContext, NatAction, TableResult, Verdict
+from tasks.skoop.netstack.xtables.api import HookContext, NatAction, TableResult, Verdict
 from tasks.skoop.netstack.xtables.truth import Chance
 
 MAX_JUMPS = 1 << 16
@@ -53,7 +53,7 @@ class Rule(Protocol):
     def passive_from(self) -> int:
         """Index of the statement from which on nothing but counting and logging follows."""
 
-    def place(self, hook: Hook) -> Place:
+    def place(self, hook: str) -> Place:
         """Return where this rule stands, as the user would see it."""
 
 
@@ -122,11 +122,13 @@ class Way:
         "zone",
     )
 
-    def __init__(self, table: TableId, base: Chain, policy: str, context: HookContext, pending: "list[Way]") -> None:
+    def __init__(
+        self, table: TableId, base: Chain, policy: str, hook: str, context: HookContext, pending: "list[Way]"
+    ) -> None:
         self.table = table
         self.base = base
         self.policy = policy
-        self.hook = context.hook
+        self.hook = hook
         self.view = PacketView(context)
         self.pending = pending
         self.rules = base.rules
@@ -295,5 +297,3 @@ def _with(texts: tuple[str, ...], where: str, more: tuple[str, ...]) -> tuple[st
     if not more:
         return texts
     return texts + tuple(line for line in (f"{where}: {text}" for text in more) if line not in texts)
-
-
