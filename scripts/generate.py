@@ -43,6 +43,13 @@ def command_files() -> Iterator[tuple[Path, str]]:
     yield ROOT / "docs" / "cli.md", f"{NOTICE}\n\n{reference()}"
 
 
+def supported_files() -> Iterator[tuple[Path, str]]:
+    """What the simulator knows, from its tables."""
+    from scripts.supported_page import page
+
+    yield ROOT / "docs" / "supported.md", f"{NOTICE}\n\n{page()}"
+
+
 def readme_file() -> Iterator[tuple[Path, str]]:
     """README with the report that the program gives of the bundled snapshot, between its markers."""
     from scripts.readme_example import with_example
@@ -55,6 +62,7 @@ TEXTS: Mapping[str, Callable[[], Iterator[tuple[Path, str]]]] = {
     "schema": schema_files,
     "codes": code_files,
     "cli": command_files,
+    "supported": supported_files,
     "readme": readme_file,
 }
 

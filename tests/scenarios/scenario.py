@@ -201,7 +201,7 @@ class _Reader:
         remarks = [line[1:].strip() for line in self.lines if line.startswith("#")]
         self.scenario.title = " ".join(remarks)
         self.scenario.add_space(BENCH)
-        for number, words in self._content():  # ends of veths must be known before anything is said of them
+        for _, words in self._content():  # ends of veths must be known before anything is said of them
             if words[0] == "netns":
                 self.scenario.add_space(words[1])
         netns = ""
@@ -373,7 +373,7 @@ def _packet(words: list[str]) -> Packet:
     icmp = protocol in (Protocol.ICMP, Protocol.ICMPV6)
     kind, code = next((word.split("/") for word in rest if "/" in word), ("128" if six else "8", "0"))
     flags = next((_FLAGS[word] for word in rest if word in _FLAGS), TcpFlags.SYN)
-    smallest = (40 if six else 20) + (inner.length + 8 if inner else 40 if protocol == Protocol.TCP else 40)
+    smallest = (40 if six else 20) + (inner.length + 8 if inner else 40)
     return Packet(
         src=src,
         dst=dst,

@@ -7,6 +7,7 @@ own parsers, so that a scenario goes the way that a collected dump goes.
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from tasks.skoop.model.addr import contains, parse_ip, parse_net
 from tasks.skoop.model.state import FdbEntry, Neighbour, PolicyRule, Route
@@ -246,7 +247,7 @@ def _in_full(words: Sequence[str]) -> list[str]:
             protocol = word
         if word in ("--dport", "--sport", "--tcp-flags", "--syn", "--icmp-type", "--icmpv6-type"):
             module = "icmp6" if protocol == "ipv6-icmp" else protocol
-            if module not in [name for flag, name in zip(full, full[1:], strict=False) if flag == "-m"]:
+            if module not in [name for flag, name in pairwise(full) if flag == "-m"]:
                 full += ["-m", module]
         bare = before in ("-s", "-d") and "/" not in word
         full.append(f"{word}/{128 if ':' in word else 32}" if bare else word)

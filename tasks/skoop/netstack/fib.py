@@ -20,6 +20,9 @@ DEFAULT_TABLE = 253
 
 _SCOPE_ORDER = {"global": 0, "universe": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
 
+FOR_US = ("local", "broadcast", "anycast", "multicast")
+"""Types of routes whose packets are for this host."""
+
 # What each route or rule type that is not a way gives as errno (fib_props, net/ipv4/fib_semantics.c; fib4_rule_action).
 ROUTE_ERRNO = {"unreachable": "EHOSTUNREACH", "blackhole": "EINVAL", "prohibit": "EACCES"}
 RULE_ERRNO = {"unreachable": "ENETUNREACH", "blackhole": "EINVAL", "prohibit": "EACCES"}

@@ -14,7 +14,7 @@ from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.fib import FOR_US, FlowKey, Found, Leg, select_source
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -107,7 +107,7 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
     packet = skb.packet
     router = ns.routers[packet.version]
     found = router.lookup(FlowKey.of(packet, iif=skb.in_dev), ignore_linkdown=ns.ignore_linkdown)
-    if found is not None and found.type in ("local", "broadcast", "anycast", "multicast"):
+    if found is not None and found.type in FOR_US:
         if packet.version == 4 and found.type == "local":
             wrong = _validate_source(ns, skb, out_dev="lo")
             if wrong is not None:

@@ -1,8 +1,9 @@
 """What happens to a packet at a netfilter hook: every table of every back end, conntrack and NAT, in order of priority.
 
-Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1). A native
-nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs first; they are
-taken in the order collected, which can matter only for the name of the dropper and for which of two NAT rules wins.
+Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1).
+A native nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs
+first; they are taken in the order collected, which can matter only for the name of the dropper and for which of two NAT
+rules wins.
 """
 
 from enum import Enum, auto
@@ -59,7 +60,7 @@ Groups = tuple[tuple[CompiledTable, ...], ...]
 
 
 class Op(NamedTuple):
-    """One function registered at a hook. `tables` are what it evaluates: one, or for NAT all, those of equal priority together.
+    """One function registered at a hook. `tables` are what it evaluates: one, or for NAT all, in groups.
 
     `reroutes`: a packet that it changes is looked up again (ipt_mangle_out, nf_route_table_hook4).
     """
@@ -97,7 +98,7 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
 
 
 def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
-    """Return what decides about NAT at a hook by priority: all are called from one place, whatever their own (nf_nat_register_fn)."""
+    """Return what decides about NAT at a hook by priority; all are called from one place (nf_nat_register_fn)."""
     found: dict[int, tuple[CompiledTable, ...]] = {}
     tables: list[tuple[int, CompiledTable]] = [
         (usual, table) for table in ns.tables.tables.get((family, "nat"), ()) if table.has_chain(hook)
@@ -338,8 +339,8 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
 def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
     """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
 
-    Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would translate
-    in different ways, each is followed as the first (KERNEL.md 4.1).
+    Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would
+    translate in different ways, each is followed as the first (KERNEL.md 4.1).
     """
     undecided: list[Skb] = [skb]
     decided: list[Skb] = []

@@ -18,8 +18,16 @@ from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
 MAX_WAYS = 4096
 """Ways of one packet through one namespace that are followed; past that the rest is `unknown`."""
 
-# Kinds of device by which a frame leaves the namespace as it is.
-_CARRIES_FRAMES = {"", "veth", "bond", "team", "vlan"}
+DEVICES: Mapping[str, At | None] = {
+    "": None,
+    "veth": None,
+    "bond": None,
+    "team": None,
+    "vlan": None,
+    "bridge": At.BR_DEV_XMIT,
+    "vxlan": At.VXLAN_XMIT,
+}
+"""Kind of a device ("": a physical one) → where its frames go on in the stack; None: out of the namespace, as they are."""
 
 
 def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
@@ -32,19 +40,17 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.in_dev, skb.out_dev, skb.dst_mac = "lo", "", ""
         skb.at = At.IP_RCV
         return [skb]
-    match link.kind:
-        case "bridge":
-            skb.at = At.BR_DEV_XMIT
-        case "vxlan":
-            skb.at = At.VXLAN_XMIT
-        case kind if kind in _CARRIES_FRAMES:
-            packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
-            skb.step(place, "send", link.name)
-            frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac)  # type: ignore[arg-type]  # MACs by construction
-            skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
-        case kind:
-            skb.missing = (*skb.missing, f"{ns.id}: {kind} device {link.name}")
-            return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{kind} devices are not simulated")]
+    if link.kind not in DEVICES:
+        skb.missing = (*skb.missing, f"{ns.id}: {link.kind} device {link.name}")
+        return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{link.kind} devices are not simulated")]
+    onward = DEVICES[link.kind]
+    if onward is not None:
+        skb.at = onward
+        return [skb]
+    packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
+    skb.step(place, "send", link.name)
+    frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac)  # type: ignore[arg-type]  # MACs by construction
+    skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
     return [skb]
 
 

@@ -9,6 +9,7 @@ from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.diagnosis import Diagnosis
 from tasks.skoop.model.endpoint import Endpoint, Question
+from tasks.skoop.model.trace import Stage
 from tests.scenarios.scenario import Connect, Scenario, load
 from tests.scenarios.state import netns_of, state_of
 from tests.scenarios.texts import CASES
@@ -56,7 +57,11 @@ def said(diagnosis: Diagnosis) -> list[tuple[object, ...]]:
             outcome.server_sees,
             outcome.forward.packet,
             outcome.reply.packet if outcome.reply else None,
-            [(step.place.netns, step.place.stage, step.action) for step in outcome.forward.steps],
+            [
+                (step.place.netns, step.place.stage, step.action)
+                for step in outcome.forward.steps
+                if step.place.stage != Stage.NETFILTER or step.place.rule  # a policy is told only of a chain with rules
+            ],
         )
         for outcome in diagnosis.outcomes
     ]

@@ -9,7 +9,7 @@ from tasks.skoop.model.state import Address, Interface, NetNS, NextHop, NftTable
 from tasks.skoop.netstack.nftables.compile import compile_chains
 from tasks.skoop.netstack.nftables.table import BaseChain
 from tasks.skoop.netstack.xtables.api import Hook, HookContext, TableResult
-from tests.unit.xtables.scene import context
+from tests.unit.xtables.scene import Field, context
 
 NODE = node_netns("n1")
 
@@ -112,7 +112,7 @@ ROUTES = (
 )
 
 
-def netns(*tables: NftTable, **more: Any) -> NetNS:
+def netns(*tables: NftTable, **more: Field) -> NetNS:
     return NetNS(id=NODE, interfaces=LINKS, routes=ROUTES, nft=tables, **more)
 
 

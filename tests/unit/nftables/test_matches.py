@@ -6,8 +6,21 @@ import pytest
 
 from tasks.skoop.model.state import Tuple
 from tasks.skoop.netstack.xtables.api import ConnectionView, Hook, Verdict
-from tests.unit.nftables.scene import DROP, Json, concat, ct, evaluate, match, meta, numgen, payload, prefix, span, table
-from tests.unit.xtables.scene import FixedFacts, context
+from tests.unit.nftables.scene import (
+    DROP,
+    Json,
+    concat,
+    ct,
+    evaluate,
+    match,
+    meta,
+    numgen,
+    payload,
+    prefix,
+    span,
+    table,
+)
+from tests.unit.xtables.scene import Field, FixedFacts, context
 
 YES, NO, UNKNOWN = "fits", "does not fit", "cannot be said"
 FLOW = ConnectionView(
@@ -19,8 +32,10 @@ FLOW = ConnectionView(
 )
 
 
-def answer(statement: Json, family: int = 4, hook: Hook = Hook.FORWARD, **changes: Any) -> str:
-    at = {key: changes.pop(key) for key in ("connection", "mac", "local_uid", "in_dev") if key in changes}
+def answer(statement: Json, family: int = 4, hook: Hook = Hook.FORWARD, **changes: Field) -> str:
+    at: dict[str, Any] = {
+        key: changes.pop(key) for key in ("connection", "mac", "local_uid", "in_dev") if key in changes
+    }
     facts = changes.pop("facts", None)
     hooks = (("base", "filter", hook.lower(), 0, "accept"),)
     source = table({"base": [[statement, DROP]]}, hooks=hooks)

@@ -15,7 +15,9 @@ IP_HOOKS = frozenset(hook.lower() for hook in Hook)
 
 
 class BaseChains:
-    """The base chains of a namespace by family and hook. Those of the family arp are left out: only IP packets are walked."""
+    """The base chains of a namespace by family and hook. Those of the family arp are left out: only IP packets are
+    walked.
+    """
 
     def __init__(self, netns: NetNS) -> None:
         routes = Routes(netns)
@@ -38,7 +40,9 @@ class BaseChains:
         return tuple(sorted(found, key=lambda base: base.priority))
 
     def on_link(self, family: str, hook: str) -> Sequence[BaseChain]:
-        """Return the base chains of a link-layer family (bridge, netdev) at a hook, as `at` does; inet's ingress is netdev's."""
+        """Return the base chains of a link-layer family (bridge, netdev) at a hook, as `at` does; inet's ingress is
+        netdev's.
+        """
         found = (base for base in self._link.get((family, hook), ()) if base.has_chain(hook))
         return tuple(sorted(found, key=lambda base: base.priority))
 

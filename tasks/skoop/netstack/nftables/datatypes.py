@@ -1,7 +1,8 @@
 """Which number stands behind a word of a ruleset: nft's data types and their symbols.
 
-Follows src/datatype.c, src/proto.c, src/ct.c, src/meta.c and src/fib.c of nftables. All values are numbers here, interface
-names too (their 16 bytes, as the kernel compares them), so that prefixes, ranges and wildcards are spans of numbers.
+Follows src/datatype.c, src/proto.c, src/ct.c, src/meta.c and src/fib.c of nftables. All values are numbers here,
+interface names too (their 16 bytes, as the kernel compares them), so that prefixes, ranges and wildcards are spans of
+numbers.
 """
 
 from collections.abc import Mapping

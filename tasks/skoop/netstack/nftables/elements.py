@@ -1,7 +1,8 @@
 """Which element of a set or map holds a value, and what a map gives for it.
 
-Plain elements stand in a dictionary, ranges and prefixes in order of their start; concatenations with ranges in dictionaries by
-their plain parts. So thousands of elements cost one look-up. Follows nft_set_hash.c, nft_set_rbtree.c and nft_set_pipapo.c.
+Plain elements stand in a dictionary, ranges and prefixes in order of their start; concatenations with ranges in
+dictionaries by their plain parts. So thousands of elements cost one look-up. Follows nft_set_hash.c, nft_set_rbtree.c
+and nft_set_pipapo.c.
 """
 
 from bisect import bisect_right

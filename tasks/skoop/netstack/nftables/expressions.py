@@ -1,4 +1,4 @@
-"""What stands on the left of a match, in a key, or as a value to be set: JSON expressions made into functions of the packet."""
+"""What stands on the left of a match, in a key, or as a value to be set: JSON made into functions of the packet."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -169,13 +169,16 @@ _PUT_IN = Element(None, None, ())
 
 
 def _whole(parts: list[Outcome]) -> Outcome:
-    """Return what a concatenation gives if not all its parts are numbers: nothing, unknown, or a draw to be made first."""
+    """Return what a concatenation gives if not all its parts are numbers: nothing, unknown, or a draw to be made
+    first.
+    """
     if None in parts:
         return None
     for value in parts:
         if isinstance(value, Unsure):
             return value
-    return next(value._replace(part=True) for value in parts if isinstance(value, Draw))
+    draw = next(value for value in parts if isinstance(value, Draw))
+    return Unsure("", draw.key) if draw.size > MAX_DRAWN else draw._replace(part=True)
 
 
 def _single(found: tuple[Getter, Datatype]) -> Expression:

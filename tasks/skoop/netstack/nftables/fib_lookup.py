@@ -1,7 +1,7 @@
 """What `fib` expressions find: the type of an address, or the device that a route leads to.
 
-Follows nft_fib_ipv4.c and nft_fib_ipv6.c: the address type is that of the namespace (or of one device), the route is looked up
-from the local host's point of view, and a route to this host itself counts as none.
+Follows nft_fib_ipv4.c and nft_fib_ipv6.c: the address type is that of the namespace (or of one device), the route is
+looked up from the local host's point of view, and a route to this host itself counts as none.
 """
 
 from ipaddress import ip_address

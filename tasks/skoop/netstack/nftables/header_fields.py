@@ -1,7 +1,8 @@
 """What header fields a packet has: `payload` expressions.
 
-Follows nft_payload.c and the protocol dependencies that nft puts before a field (src/payload.c): a packet of another protocol
-does not have it, so that the rule does not match, negated or not. Options and extension headers are not in the model.
+Follows nft_payload.c and the protocol dependencies that nft puts before a field (src/payload.c): a packet of another
+protocol does not have it, so that the rule does not match, negated or not. Options and extension headers are not in the
+model.
 """
 
 from collections.abc import Callable, Mapping
@@ -106,11 +107,15 @@ TRANSPORTS: Mapping[str, tuple[int, Mapping[str, Field]]] = {
     **{name: (dt.PROTO.symbols[name], found) for name, found in OTHER.items()},
     **{name: (dt.PROTO.symbols[name], {}) for name in ("igmp", "ah", "esp", "comp", "gre")},
 }
-"""Header → (protocol number, its fields). Of a protocol with no fields here all are unknown, but others do not have them."""
+"""Header → (protocol number, its fields). Of a protocol with no fields here all are unknown, but others do not have
+them.
+"""
 
 
 def payload(content: Json) -> tuple[Getter, Datatype]:
-    """Return how to take a field out of a packet, and its type. Raises NotUnderstood for headers that are not in the model."""
+    """Return how to take a field out of a packet, and its type. Raises NotUnderstood for headers that are not in the
+    model.
+    """
     if isinstance(content, dict) and "base" in content:
         return _raw(content)
     protocol, field = text(content, "protocol"), text(content, "field")

@@ -1,6 +1,7 @@
 """The shapes of nft's JSON: values as they are decoded, and how to take one apart.
 
-Every accessor raises NotUnderstood where the shape is another one than expected: a listing of a later version may say more.
+Every accessor raises NotUnderstood where the shape is another one than expected: a listing of a later version may say
+more.
 """
 
 from typing import Union

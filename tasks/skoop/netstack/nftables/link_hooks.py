@@ -1,8 +1,9 @@
 """What base chains of the families netdev and bridge do to a frame: at a device's ingress or egress, and on a bridge.
 
-The same rules, evaluated before the packet is the IP layer's: conntrack has not seen it (nft_do_chain_netdev, nft_do_chain_bridge).
-Left out: ARP, which the walk does not send as frames, and `reject` on a bridge, which is unknown. nft does not always list the
-devices of a netdev chain: then one that would do something to the packet is unknown, as it may be bound to another device.
+The same rules, evaluated before the packet is the IP layer's: conntrack has not seen it (nft_do_chain_netdev,
+nft_do_chain_bridge). Left out: ARP, which the walk does not send as frames, and `reject` on a bridge, which is unknown.
+nft does not always list the devices of a netdev chain: then one that would do something to the packet is unknown, as it
+may be bound to another device.
 """
 
 from tasks.skoop.model.packet import CtState

@@ -1,7 +1,7 @@
-"""When does a match statement hold? The left side's value against a constant, a range, bits, a set, or another expression.
+"""When does a match statement hold? A value of the packet against a constant, a range, bits, a set, another value.
 
-Follows nft_cmp.c, nft_range.c, nft_bitwise.c and nft_lookup.c, as nft writes them in JSON: `in` with a bit mask's words asks
-whether one of the bits is set, `!` whether none is, `==` and `!=` compare the whole.
+Follows nft_cmp.c, nft_range.c, nft_bitwise.c and nft_lookup.c, as nft writes them in JSON: `in` with a bit mask's words
+asks whether one of the bits is set, `!` whether none is, `==` and `!=` compare the whole.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,9 @@ def _bits_set(bits: int, *, negate: bool) -> Callable[[Outcome], Outcome]:
 
 
 def _whole_status(get: Getter, wanted: int, op: str) -> Condition:
-    """Compare the whole conntrack status, of which some bits are not in the model; but with NAT the bits that it is done are set."""
+    """Compare the whole conntrack status, of which some bits are not in the model; but with NAT the bits that it is
+    done are set.
+    """
     if op not in ("==", "!=") or not wanted & NAT_BITS:
         raise NotUnderstood("the whole conntrack status")
     return lambda view: None if get(view) is None else op == "!="

@@ -1,7 +1,7 @@
 """Which translation a nat statement asks for: `snat`, `dnat`, `masquerade`, `redirect`.
 
-Follows nft_nat.c, nft_masq.c, nft_redir.c. Addresses and ports may come out of maps, also both at once. Which address of a range
-is taken, and which port, is the walk's business (nf_nat_core.c).
+Follows nft_nat.c, nft_masq.c, nft_redir.c. Addresses and ports may come out of maps, also both at once. Which address
+of a range is taken, and which port, is the walk's business (nf_nat_core.c).
 """
 
 from collections.abc import Callable

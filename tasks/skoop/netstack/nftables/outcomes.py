@@ -1,7 +1,8 @@
 """What an expression may give besides a number: nothing, a lot to be drawn, or something that is not known.
 
-A number is certain; a tuple of numbers is a concatenation. `None` is the kernel's NFT_BREAK: the packet does not have it, and
-the rule does not match, negated or not. HIDDEN stands for a number in the packet that the model does not carry (a checksum).
+A number is certain; a tuple of numbers is a concatenation. `None` is the kernel's NFT_BREAK: the packet does not have
+it, and the rule does not match, negated or not. HIDDEN stands for a number in the packet that the model does not carry
+(a checksum).
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class Unsure(NamedTuple):
 class Draw(NamedTuple):
     """A number drawn evenly from `low` to `low + size - 1`, by chance, or by a hash whose seed is secret.
 
-    `results` are what became of each outcome in order, once something has been done with it (None: nothing yet). A `sticky`
-    one gives the same number each time that the same packet asks. `part`: it is only a part of the value (of a
+    `results` are what became of each outcome in order, once something has been done with it (None: nothing yet). A
+    `sticky` one gives the same number each time that the same packet asks. `part`: it is only a part of the value (of a
     concatenation) and has to be drawn before anything can be done with the whole.
     """
 
@@ -43,7 +44,9 @@ class Draw(NamedTuple):
         return self.results if self.results is not None else tuple(range(self.low, self.low + self.size))
 
     def groups(self) -> "list[tuple[int, float, Outcome]]":
-        """Return (a number that leads to it, its probability, outcome) of each outcome; like ones together if they may be."""
+        """Return (a number that leads to it, its probability, outcome) of each outcome; like ones together if they may
+        be.
+        """
         if self.sticky or self.part:
             return [(self.low + at, 1.0 / self.size, result) for at, result in enumerate(self.each())]
         found: dict[Outcome, tuple[int, int]] = {}

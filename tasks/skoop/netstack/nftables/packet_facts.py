@@ -1,7 +1,8 @@
 """What `meta`, `ct`, `rt` and `socket` expressions give.
 
-Follows nft_meta.c, nft_ct.c, nft_socket.c. A packet that has no conntrack entry has none of `ct`'s values but its state; a device
-that is not there has the empty name and index 0. What hangs on the clock or on counters of the moment can be either way.
+Follows nft_meta.c, nft_ct.c, nft_socket.c. A packet that has no conntrack entry has none of `ct`'s values but its
+state; a device that is not there has the empty name and index 0. What hangs on the clock or on counters of the moment
+can be either way.
 """
 
 from collections.abc import Callable, Mapping

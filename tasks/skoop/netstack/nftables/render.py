@@ -1,7 +1,8 @@
 """A rule as `nft list ruleset` shows it, from its JSON: for people who look for it in their own listing.
 
-Follows the printers of nftables (src/expression.c, src/statement.c). Where a listing of another version would spell something
-differently the rule's handle, at the end, still names it (`nft -a list ruleset`). What has no spelling here stays JSON.
+Follows the printers of nftables (src/expression.c, src/statement.c). Where a listing of another version would spell
+something differently the rule's handle, at the end, still names it (`nft -a list ruleset`). What has no spelling here
+stays JSON.
 """
 
 from collections.abc import Callable, Mapping
@@ -218,6 +219,10 @@ EXPRESSIONS: Mapping[str, Callable[[Json, str], str]] = {
 }
 
 
+def _plain(word: str) -> Writer:
+    return lambda _: word
+
+
 def _mangle(content: Json) -> str:
     given = fields(content)
     key = given.get("key")
@@ -305,7 +310,7 @@ USUAL_REJECT: Mapping[str, Json] = {
 VERDICTS = ("accept", "drop", "return", "continue", "jump", "goto")
 
 STATEMENTS: Mapping[str, Writer] = {
-    **{word: lambda _, word=word: word for word in ("accept", "drop", "return", "continue", "notrack")},  # type: ignore[misc]  # a default holds the word
+    **{word: _plain(word) for word in ("accept", "drop", "return", "continue", "notrack")},
     "jump": lambda content: f"jump {text(content, 'target')}",
     "goto": lambda content: f"goto {text(content, 'target')}",
     "match": _match,

@@ -1,4 +1,4 @@
-"""What a table holds, read from its JSON objects only as far as it is asked: chains with their rules, sets, maps, named objects."""
+"""What a table holds, read from its JSON only as far as it is asked: chains with their rules, sets, maps, limits."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,7 +11,6 @@ from tasks.skoop.model.state import NftTable
 from tasks.skoop.netstack.nftables.datatypes import Datatype, declared
 from tasks.skoop.netstack.nftables.elements import Element, Elements, element_of
 from tasks.skoop.netstack.nftables.jsonform import Json, items, text
-
 
 NOTHING = Raw(b"null")
 

@@ -1,8 +1,7 @@
-"""What a rule's statements do, in order: matches, verdicts, verdict maps, and whatever changes the packet or is only noted.
+"""What a rule's statements do: matches, verdicts, verdict maps, rejects, sets that rules fill.
 
-Follows nft_immediate.c, nft_lookup.c, nft_meta.c, nft_ct.c, nft_payload.c, nft_reject*.c, nft_dynset.c, nft_limit.c, nft_quota.c,
-nft_connlimit.c. A rate limit is taken to have tokens left, since one packet is asked about. A statement that is not known ends
-the way with UNKNOWN; a match that is not known splits it.
+Follows nft_immediate.c, nft_lookup.c, nft_reject*.c, nft_dynset.c. A statement that is not known ends the way with
+UNKNOWN; a match that is not known splits it.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,22 +10,20 @@ from tasks.skoop.model.packet import CtState
 from tasks.skoop.netstack.nftables import datatypes as dt
 from tasks.skoop.netstack.nftables.elements import Element
 from tasks.skoop.netstack.nftables.expressions import Compiler
-from tasks.skoop.netstack.nftables.header_fields import UNSEEN, WRITABLE
-from tasks.skoop.netstack.nftables.jsonform import Json, compact, fields, is_named, items, named, text, whole
+from tasks.skoop.netstack.nftables.jsonform import Json, compact, fields, is_named, items, named, text
+from tasks.skoop.netstack.nftables.limits import below
 from tasks.skoop.netstack.nftables.matching import match
 from tasks.skoop.netstack.nftables.nat import KINDS, nat, tproxy
-from tasks.skoop.netstack.nftables.outcomes import Draw, Getter, Unsure, lifted
+from tasks.skoop.netstack.nftables.outcomes import Draw, Getter, Unsure
 from tasks.skoop.netstack.nftables.view import PacketView
-from tasks.skoop.netstack.nftables.way import Chain, Flow, Rule, Statement, Way
+from tasks.skoop.netstack.nftables.way import Chain, Flow, Rule, Statement, Way, noted
+from tasks.skoop.netstack.nftables.writes import mangle
 from tasks.skoop.netstack.xtables.api import TableResult, Verdict
 from tasks.skoop.netstack.xtables.truth import Chance, NotUnderstood, Truth, both, unknown
 
 Act = Callable[[Way, Rule], Flow | TableResult]
 ChainOf = Callable[[str], Chain | None]
 
-WITHIN_LIMIT = "the rate limit is not used up"
-FEW_CONNECTIONS = "it is the only connection that counts"
-UNITS = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20, "gbytes": 1 << 30}
 DYNAMIC = frozenset(("add", "update", "delete"))
 
 PASSIVE: Mapping[str, str] = {
@@ -39,7 +36,9 @@ PASSIVE: Mapping[str, str] = {
     "ct timeout": "match",
     "ct expectation": "match",
 }
-"""Statements after which the next one follows, and that change nothing the simulator looks at → the word for their step."""
+"""Statements after which the next one follows, and that change nothing the simulator looks at → the word for their
+step.
+"""
 
 REJECT_WORDS: Mapping[tuple[str, str], tuple[str, str]] = {
     **{
@@ -89,7 +88,7 @@ class StatementCompiler:
     def _statement(self, value: Json) -> Statement:
         if isinstance(value, str):  # what this nft has no JSON for, as text
             if value.split(" ")[0] in DYNAMIC:
-                return Statement(_noted("match", "changes a map"), passive=True)
+                return Statement(noted("match", "changes a map"), passive=True)
             raise NotUnderstood(value)
         name, content = named(value)
         if name == "match":
@@ -106,7 +105,7 @@ class StatementCompiler:
             case "vmap":
                 return self._vmap(content)
             case "mangle":
-                return self._mangle(content)
+                return mangle(content, self.compiler)
             case "reject":
                 return Statement(self._reject(content))
             case "notrack":
@@ -114,7 +113,7 @@ class StatementCompiler:
             case "set":
                 return self._dynamic(content)
             case "map":
-                return Statement(_noted("match", "changes a map"), passive=True)
+                return Statement(noted("match", "changes a map"), passive=True)
             case "tproxy":
                 return tproxy(content, self.compiler)
             case "flow":
@@ -198,7 +197,7 @@ class StatementCompiler:
         for value in element.gates:
             name, content = named(value)
             try:
-                result = both(result, self._below(name, content))
+                result = both(result, below(name, content, self.compiler.source))
             except NotUnderstood as reason:
                 result = both(result, unknown(f"{compact(value)}: {reason}"))
         return result
@@ -210,8 +209,8 @@ class StatementCompiler:
         if name == "meter":
             key = self.compiler.expression(fields(content).get("key"))
             inside, what = named(fields(content).get("stmt"))
-            return _taken(self._below(inside, what), key.get)
-        return _taken(self._below(name, content))
+            return _taken(below(inside, what, self.compiler.source), key.get)
+        return _taken(below(name, content, self.compiler.source))
 
     def _named_by_map(self, name: str, content: dict[str, Json]) -> Statement:
         lookup = self.compiler.lookup(content.get("key"), content.get("data"))
@@ -219,33 +218,14 @@ class StatementCompiler:
         def act(way: Way, rule: Rule) -> Flow | TableResult:
             found = lookup(way.view)
             if isinstance(found, Element):
-                return Flow.NEXT if name == "counter" else _go_on(way, rule, self._below(name, found.data))
+                return (
+                    Flow.NEXT if name == "counter" else _go_on(way, rule, below(name, found.data, self.compiler.source))
+                )
             if isinstance(found, Draw):
                 return way.draw(found)
             return Flow.BREAK if found is None else way.cannot_tell(rule, f"which {name} of the map applies")
 
         return Statement(act)
-
-    def _below(self, name: str, content: Json) -> Truth:
-        """Return whether a limit, quota or connection count lets the packet go on."""
-        if isinstance(content, str):
-            found = self.compiler.source.named.get((name, content))
-            if found is None:
-                raise NotUnderstood(f"the {name} {content}, which is not listed")
-            content = found
-        over = bool(fields(content).get("inv", False))
-        match name:
-            case "limit":
-                return Chance(0.0 if over else 1.0, assumed=(WITHIN_LIMIT,))
-            case "ct count":
-                many = whole(content, "val") < 1
-                return Chance(1.0 if many == over else 0.0, assumed=(FEW_CONNECTIONS,))
-            case "quota":
-                used_up = _bytes(content, "used") >= _bytes(content, "bytes" if "bytes" in fields(content) else "val")
-                return Chance(1.0 if used_up == over else 0.0, assumed=("the quota is used as far as it was listed",))
-            case "counter" | "last":
-                return True
-        raise NotUnderstood(f"the statement {name}")
 
     def _dynamic(self, content: Json) -> Statement:
         """`add`, `update`, `delete` of an element: seen by the statements that follow (nft_dynset.c)."""
@@ -257,7 +237,7 @@ class StatementCompiler:
         key = self.compiler.expression(element)
         limits: Truth = True
         for value in items(given.get("stmt", [])):
-            limits = both(limits, self._below(*named(value)))
+            limits = both(limits, below(*named(value), self.compiler.source))
 
         def act(way: Way, rule: Rule) -> Flow | TableResult:
             found = key.get(way.view)
@@ -274,72 +254,11 @@ class StatementCompiler:
 
         return Statement(act)
 
-    # --- what changes the packet ---------------------------------------------------------------------------------
-
-    def _mangle(self, content: Json) -> Statement:
-        name, where = named(fields(content).get("key"))
-        value = fields(content).get("value")
-        match name:
-            case "meta":
-                return self._set_meta(text(where, "key"), value)
-            case "ct":
-                return self._set_ct(text(where, "key"), where, value)
-            case "payload":
-                return self._set_payload(where, value)
-            case "tcp option":
-                return _unless_protocol(6)
-        raise NotUnderstood(f"{name} set")
-
-    def _set_meta(self, key: str, value: Json) -> Statement:
-        if key != "mark":
-            return Statement(_noted("match", f"meta {key}"), passive=True)
-        get = self.compiler.expression(value, dt.MARK).get
-
-        def write(way: Way, rule: Rule, number: int) -> None:
-            way.view.change(mark=number & 0xFFFFFFFF)
-            way.note(rule, "mark", f"0x{way.view.mark:x}")
-
-        return _writing(get, write, "meta mark")
-
-    def _set_ct(self, key: str, where: Json, value: Json) -> Statement:
-        if key in ("helper", "event", "label", "secmark"):
-            return Statement(_noted("match", f"ct {key}"), passive=True)
-        if key == "zone" and "dir" not in fields(where):
-            return _writing(self.compiler.expression(value, dt.INTEGER).get, _write_zone, "ct zone")
-        if key != "mark":
-            raise NotUnderstood(f"ct {key} set")
-        return _writing(self.compiler.expression(value, dt.MARK).get, _write_connmark, "ct mark")
-
-    def _set_payload(self, where: Json, value: Json) -> Statement:
-        found = self.compiler.expression({"payload": where})
-        protocol, field = text(where, "protocol", ""), text(where, "field", "")
-        present = found.get
-        if field in UNSEEN:
-            return Statement(lambda way, _: Flow.BREAK if present(way.view) is None else Flow.NEXT)
-        change = WRITABLE.get((protocol, field))
-        if change is None:
-            raise NotUnderstood(f"{protocol} {field} set")
-        get = self.compiler.expression(value, found.types[0]).get
-
-        def write(way: Way, rule: Rule, number: int) -> None:
-            change(way.view, number)
-            way.note(rule, "mark", f"{protocol} {field} {way.view.packet}")
-
-        return _writing(lambda view: None if present(view) is None else get(view), write, f"{protocol} {field}")
-
     def _passive(self, name: str, content: Json) -> Statement:
         if name == "counter" and is_named(content, "map"):
             return self._named_by_map(name, fields(fields(content)["map"]))
         word = PASSIVE[name]
-        return Statement(_noted(word, "") if word else _nothing, passive=True)
-
-
-def _bytes(content: Json, name: str) -> int:
-    """Return an amount of a quota in bytes, 0 where it is not listed."""
-    unit = text(content, f"{name}_unit", "bytes")
-    if unit not in UNITS:
-        raise NotUnderstood(f"a quota in {unit}")
-    return whole(content, name, 0) * UNITS[unit]
+        return Statement(noted(word, "") if word else _nothing, passive=True)
 
 
 def _go_on(way: Way, rule: Rule, truth: Truth) -> Flow:
@@ -374,44 +293,6 @@ def _taken(truth: Truth, needs: Getter | None = None) -> Statement:
     return Statement(act)
 
 
-def _writing(get: Getter, write: Callable[[Way, Rule, int], TableResult | None], what: str) -> Statement:
-    def act(way: Way, rule: Rule) -> Flow | TableResult:
-        value = lifted(get(way.view), lambda each: each)
-        if isinstance(value, int):
-            return write(way, rule, value) or Flow.NEXT
-        if value is None:
-            return Flow.BREAK
-        if isinstance(value, Draw):
-            return way.draw(value)
-        assert isinstance(value, Unsure)
-        return way.cannot_tell(rule, f"{what} set: {value.reason or value.key}")
-
-    return Statement(act)
-
-
-def _write_connmark(way: Way, rule: Rule, number: int) -> None:
-    if not way.view.tracked:
-        way.note(rule, "connmark", "no connection")
-        return
-    way.view.connmark = number & 0xFFFFFFFF
-    way.wrote_connmark = True
-    way.note(rule, "connmark", f"0x{way.view.connmark:x}")
-
-
-def _write_zone(way: Way, rule: Rule, number: int) -> TableResult | None:
-    if way.notrack:  # the template takes the place of the mark that it is not to be tracked
-        way.notrack = False
-        way.view.change(ct_state=CtState.NONE)
-    if way.view.packet.ct_state in (CtState.INVALID, CtState.UNTRACKED):
-        return way.cannot_tell(rule, "a conntrack zone for a packet that conntrack has left alone")
-    if way.view.packet.ct_state == CtState.NONE and way.zone is None:
-        way.zone, way.view.template = number & 0xFFFF, True
-        way.note(rule, "match", f"zone {way.zone}")
-    else:
-        way.note(rule, "match", "the packet has a connection already")
-    return None
-
-
 def _notrack(way: Way, rule: Rule) -> Flow | TableResult:
     if way.view.packet.ct_state in (CtState.NONE, CtState.INVALID) and way.zone is None:
         way.notrack = True
@@ -422,21 +303,8 @@ def _notrack(way: Way, rule: Rule) -> Flow | TableResult:
     return Flow.NEXT
 
 
-def _unless_protocol(number: int) -> Statement:
-    """Return a statement that changes nothing we look at, in packets of one protocol."""
-    return Statement(lambda way, _: Flow.NEXT if way.view.protocol == number else Flow.BREAK)
-
-
 def _nothing(_: Way, __: Rule) -> Flow:
     return Flow.NEXT
-
-
-def _noted(word: str, detail: str) -> Act:
-    def act(way: Way, rule: Rule) -> Flow:
-        way.note(rule, word, detail)
-        return Flow.NEXT
-
-    return act
 
 
 def _to_chain(word: str, chain: Chain) -> Act:

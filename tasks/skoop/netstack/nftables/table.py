@@ -12,7 +12,7 @@ from tasks.skoop.netstack.nftables.render import rendered
 from tasks.skoop.netstack.nftables.source import RuleSource, TableSource
 from tasks.skoop.netstack.nftables.statements import StatementCompiler
 from tasks.skoop.netstack.nftables.way import Statement, TableId, Way
-from tasks.skoop.netstack.xtables.api import Hook, HookContext, TableResult, Verdict
+from tasks.skoop.netstack.xtables.api import HookContext, TableResult, Verdict
 
 MAX_WAYS = 4096
 """More ways than this through one base chain are summed up as unknown."""

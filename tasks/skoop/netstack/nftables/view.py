@@ -18,9 +18,10 @@ OTHER_PROTOCOL = -1
 class PacketView:
     """Fields of the packet and of its hook; `change` and the statements' own fields are what ways differ in.
 
-    `decided` are answers given to uncertain conditions, `drawn` lots drawn for the statement at hand, `hashed` those that stay;
-    `listed` what statements have put into sets (True) or taken out (False): (set, element) → there. `template`: `ct zone set` has put
-    a template in the place of a connection, of which there is nothing to ask but its state, which is `new`.
+    `decided` are answers given to uncertain conditions, `drawn` lots drawn for the statement at hand, `hashed` those
+    that stay; `listed` what statements have put into sets (True) or taken out (False): (set, element) → there.
+    `template`: `ct zone set` has put a template in the place of a connection, of which there is nothing to ask but its
+    state, which is `new`.
     """
 
     __slots__ = (

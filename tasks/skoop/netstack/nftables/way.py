@@ -1,7 +1,7 @@
 """One way of one packet through one base chain: where it stands, what it has met, what it has become.
 
-The position is that of nft_do_chain: a chain, the rule in it, the statement in the rule, and a stack of places to return to. Jumps
-push, gotos do not. A statement that does not match ends its rule, but what the statements before it did is done.
+The position is that of nft_do_chain: a chain, the rule in it, the statement in the rule, and a stack of places to
+return to. Jumps push, gotos do not. A statement that does not match ends its rule, but what those before it did is done.
 """
 
 from collections.abc import Callable, Sequence
@@ -297,3 +297,13 @@ def _with(texts: tuple[str, ...], where: str, more: tuple[str, ...]) -> tuple[st
     if not more:
         return texts
     return texts + tuple(line for line in (f"{where}: {text}" for text in more) if line not in texts)
+
+
+def noted(word: str, detail: str) -> Callable[[Way, Rule], Flow]:
+    """Return what a statement does that only leaves a step."""
+
+    def act(way: Way, rule: Rule) -> Flow:
+        way.note(rule, word, detail)
+        return Flow.NEXT
+
+    return act
