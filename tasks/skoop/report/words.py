@@ -93,6 +93,8 @@ def how_to_see(place: Place) -> Seen:
     match place.stage:
         case Stage.NETFILTER if place.backend not in ("", "legacy", "nft") or not place.table:
             return Seen("nft -a list ruleset", place.chain)
+        case Stage.NETFILTER if " " in place.table:  # a native table is named with its family: `inet filter`
+            return Seen(f"nft -a list table {place.table}", f"chain {place.chain}")
         case Stage.NETFILTER:
             tool = "ip6tables" if six else "iptables"
             backend = f"-{place.backend}" if place.backend else ""
