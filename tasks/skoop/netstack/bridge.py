@@ -9,7 +9,8 @@ filtering (`unknown`), multicast snooping, learning during the walk.
 from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.state import Interface
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.fib import FlowKey
+from tasks.skoop.netstack.fib import FlowKey, Leg
+from tasks.skoop.netstack.ip import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
@@ -57,9 +58,20 @@ def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
         return [skb]
     if packet.version == 4 and not ns.forwards(bridge.name, 4):
         return [skb]
-    leg = next((leg for leg in found.legs if leg.dev == bridge.name), None)
-    if leg is None:
-        return [skb]
+    ways = []
+    legs = legs_for(ns, skb, found, packet.src)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
+        if len(legs) > 1:  # probabilities are drawn here; where the packet is routed later on it keeps to the leg
+            way.probability *= leg.share
+            remember_leg(ns, way, found, leg)
+        ways += _bridged_dnat(ns, way, bridge, leg) if leg.dev == bridge.name else [way]
+    return ways
+
+
+def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[Skb]:
+    """The translated frame stays on the bridge: on to its new destination's link-layer address."""
+    packet = skb.packet
     target = leg.nexthop.via or packet.dst
     entry = ns.neighbour(bridge.name, target)
     if entry is not None and entry.mac is not None:
@@ -115,12 +127,24 @@ def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | Non
     if entry is not None and not entry.permanent:
         port = ns.links.get(entry.dev)
         if port is not None and port.master == bridge.name:
-            return port
+            return port if entry.sticky else _roamed(ns, bridge, mac, port)
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
         if floods and port is not ingress and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
             return port
     return None
+
+
+def _roamed(ns: Namespace, bridge: Interface, mac: str, port: Interface) -> Interface:
+    """br_fdb_update: an entry, static too, moves to the port where its device is heard; it spoke when it answered our ARP."""
+    if ns.wire.reaches(ns.id, port.name, Mac(mac)):
+        return port
+    heard = (
+        other
+        for other in ns.ports.get(bridge.name, ())
+        if other.up and (other.port is None or other.port.learning) and ns.wire.reaches(ns.id, other.name, Mac(mac))
+    )
+    return next(heard, port)
 
 
 def _may_not_deliver(port: Interface, ingress: Interface | None) -> str:

@@ -141,9 +141,8 @@ class Router:
         }
         own = tuple(sorted((rule for rule in rules if rule.family == family), key=lambda rule: rule.priority))
         self.rules = own or DEFAULT_RULES[family]
-        self.custom_rules = any(
-            rule.table not in (LOCAL_TABLE, MAIN_TABLE, DEFAULT_TABLE) or rule.action != "lookup" for rule in self.rules
-        )
+        self.custom_rules = self.rules != DEFAULT_RULES[family]
+        self.custom_locals = any(route.type == "local" and route.protocol != "kernel" for route in mine)
         self._interfaces = {link.name: link for link in interfaces}
         self._plain = all(
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules

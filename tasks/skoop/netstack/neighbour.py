@@ -9,6 +9,7 @@ from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
+from tasks.skoop.netstack.conntrack import History, learnt_neighbour
 from tasks.skoop.netstack.fib import FlowKey, select_source
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -38,7 +39,15 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = entry.mac
         skb.step(place, "neighbour", f"{target} lladdr {entry.mac} {entry.state}")
         return [skb]
-    answers = ns.wire.resolve(ns.id, skb.out_dev, target, _asker(ns, skb, target))
+    learnt = learnt_neighbour(skb.flow, ns.id, skb.out_dev, target)
+    if learnt is not None:
+        skb.dst_mac = learnt
+        skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
+        return [skb]
+    asker = _asker(ns, skb, target)
+    answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
+    if answers.macs and asker is not None and answers.by and target.count(":") == 0:
+        skb.flow = History(skb.flow).taught(answers.by, asker, link.mac)
     if answers.macs:
         ways = []
         for mac in answers.macs:

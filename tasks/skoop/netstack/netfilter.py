@@ -44,6 +44,8 @@ _CONNTRACK = -200
 _NAT_DST = -100
 _NAT_SRC = 100
 _CONFIRM = 1 << 31
+_DRAWN = 65000
+"""Stands for ports that the kernel draws at random."""
 
 
 class OpKind(Enum):
@@ -412,6 +414,9 @@ def _address(action: NatAction, current: Ip) -> Ip:
 
 
 def _port(action: NatAction, current: int) -> int:
+    """nf_nat_l4proto_unique_tuple: the port asked for, or a drawn one (here: some other one), or the one there is."""
+    if action.random and action.ports is None:
+        return _DRAWN - current % 8191
     return action.ports[0] if action.ports else current
 
 

@@ -167,7 +167,7 @@ class Skb:
         self.path_mtu = 0
         self.overhead = 0
         self.redraw = False
-        self.budget = 128
+        self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None
 

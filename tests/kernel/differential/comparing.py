@@ -133,6 +133,8 @@ def agrees(told: Place | None, reason: Reason, truth: Truth) -> bool:
         return seen is None
     if reason == truth.reason == Reason.PEER_MTU:  # the kernel counts it at both ends of the link
         return any(line.startswith(f"{told.netns}: dev.{told.dev}.") for line in truth.evidence)
+    if (reason, truth.reason) == (Reason.NO_TX_TARGET, Reason.OTHERHOST):  # flooded, and thrown away by everybody else
+        return True
     if told.netns != seen.netns:
         return False
     if seen.stage == Stage.NETFILTER and seen.rule:

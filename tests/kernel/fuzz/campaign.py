@@ -266,6 +266,9 @@ def differs(attempt: Attempt, diagnosis: Diagnosis) -> str:
             one.client_sees == View.UNREACHABLE and one.forward.reason in _ROUTE_ERRORS for one in diagnosis.outcomes
         ):
             return ""
+    rejected = any(one.data is not None and one.data.reason == Reason.NETFILTER_REJECT for one in diagnosis.outcomes)
+    if said and rejected and attempt.view in (View.REFUSED, View.UNREACHABLE):
+        return ""  # a later segment is rejected: with IP_RECVERR, which the prober sets, connect() already hears of it
     if not said and attempt.view == View.CONNECTED and attempt.ask.protocol == "tcp":
         stalls = {one.stalls for one in diagnosis.outcomes if one.client_sees == View.CONNECTED}
         if (attempt.answer != "ok") not in stalls:

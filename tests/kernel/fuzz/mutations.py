@@ -210,7 +210,7 @@ class Mutator:
             f"oif {self.device(machine)}",
             f"ipproto {pick(('tcp', 'udp', 'icmp'))}",
             f"ipproto tcp dport {pick((80, 8080, '8000-9000', 30080))}",
-            "ipproto tcp sport 1024-65535",
+            "ipproto tcp sport 1024-65000",
             "tos 0x10",
         ]
         chosen = self.random.sample(selectors, pick((1, 1, 2)))

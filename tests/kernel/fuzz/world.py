@@ -254,8 +254,7 @@ class World:
         netlink = self._netlink[netns.name]
         peers = {link.name: link.peer for link in before.interfaces}
         interfaces: tuple[Interface, ...] = tuple(
-            replace(link, peer=peers.get(link.name))
-            for link in collected._interfaces(netlink)
+            replace(link, peer=peers.get(link.name)) for link in collected._interfaces(netlink)
         )
         names = {link.index: link.name for link in interfaces}
         with netns.inside():
