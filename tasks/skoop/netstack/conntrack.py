@@ -31,6 +31,7 @@ class Conn(Struct, frozen=True, kw_only=True):
     dst_done: bool = False
     seen_reply: bool = False
     confirmed: bool = False
+    assured: bool = False
     syn_sent: bool = False
     """Begun by a SYN (TCP state SYN_SENT until a reply is seen)."""
 
@@ -41,6 +42,7 @@ class Conn(Struct, frozen=True, kw_only=True):
             ("DNAT", self.dnat),
             ("SEEN_REPLY", self.seen_reply),
             ("CONFIRMED", self.confirmed),
+            ("ASSURED", self.assured),
         )
         return frozenset(name for name, there in names if there)
 
@@ -97,6 +99,7 @@ def conn_from_entry(entry: ConntrackEntry) -> Conn:
         src_done=True,
         dst_done=True,
         seen_reply=entry.replied,
+        assured=entry.assured,
         confirmed=True,
     )
 

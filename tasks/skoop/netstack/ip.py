@@ -14,8 +14,8 @@ from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.conntrack import History, chosen_leg
 from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -68,16 +68,15 @@ def _dropped(ns: Namespace, skb: Skb, reason: Reason, stage: Stage, key: str, de
 
 def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     """Decide where a received packet goes: to us, onwards, or nowhere."""
-    if skb.local_route and skb.in_dev == "lo":  # over lo the route that the sender found is kept (skb_dst)
+    if skb.kept and skb.local_route:
         skb.at = At.IP_LOCAL_DELIVER
         return [skb]
-    if skb.in_dev == "lo" and skb.leg is not None and skb.leg.dev == "lo":
-        if (
-            skb.local or skb.originated
-        ):  # a route of output has no way in but for local ones (rt_dst_alloc: dst_discard)
-            place = ns.place(Stage.ROUTE, dev="lo", key=skb.packet.dst)
-            return [skb.finish(Outcome.DROPPED, Reason.ROUTE_BLACKHOLE, place, "sent over lo, but not an own address")]
-        skb.out_dev = "lo"
+    if skb.kept and skb.leg is not None:
+        if skb.local or skb.originated:  # a route of output leads in only where it is local (rt_dst_alloc: dst_discard)
+            place = ns.place(Stage.ROUTE, dev=skb.in_dev, key=skb.packet.dst)
+            detail = f"came back by {skb.in_dev}, but {skb.packet.dst} is not an own address"
+            return [skb.finish(Outcome.DROPPED, Reason.ROUTE_BLACKHOLE, place, detail)]
+        skb.out_dev, skb.kept = skb.leg.dev, False
         skb.at = At.IP_FORWARD
         return [skb]
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
@@ -136,7 +135,7 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
             _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "link-local source is not forwarded")
         ]
     ways = []
-    legs = legs_for(ns, skb, found, packet.src)
+    legs = legs_for(ns, skb, found, src=packet.src, dst=packet.dst)
     for leg in legs:
         way = skb if len(legs) == 1 else skb.clone()
         if packet.version == 4:
@@ -194,37 +193,13 @@ def _validate_source(ns: Namespace, skb: Skb, *, out_dev: str) -> Skb | None:
     return skb.finish(Outcome.DROPPED, objection.reason, objection.place, objection.detail)
 
 
-def legs_for(ns: Namespace, skb: Skb, found: Found, src: Ip) -> tuple[Leg, ...]:
-    """Return the legs that the packet may take: all, or the one that an earlier packet of the same hash took."""
-    if len(found.legs) == 1:
-        return found.legs
-    before = chosen_leg(skb.flow, _slot(ns, skb, found, src))
-    return tuple(replace(leg, share=1.0) for leg in found.legs if _name(leg) == before)[:1] or found.legs
-
-
-def remember_leg(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
-    """Note which leg of a multipath route was taken, for the packets that follow."""
-    if len(found.legs) > 1:
-        src = skb.packet.src if skb.in_dev else Ip("")
-        skb.flow = History(skb.flow).chose(_slot(ns, skb, found, src), _name(leg))
-
-
-def _slot(ns: Namespace, skb: Skb, found: Found, src: Ip) -> tuple[str, ...]:
-    """What fib_multipath_hash looks at by default: the two addresses."""
-    return (ns.id, found.route.dst if found.route else "", src, skb.packet.dst)
-
-
-def _name(leg: Leg) -> str:
-    return f"{leg.nexthop.via} {leg.dev}"
-
-
 def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
     skb.found = found
     skb.leg = leg
     skb.out_dev = leg.dev
     skb.next_hop = leg.nexthop.via or skb.packet.dst
     skb.probability *= leg.share
-    remember_leg(ns, skb, found, leg)
+    remember_leg(ns, skb, found, leg, src=skb.packet.src if skb.in_dev else "", dst=skb.packet.dst)
     via = f"via {leg.nexthop.via} " if leg.nexthop.via else ""
     prefix = found.route.dst if found.route else ""
     skb.step(ns.place(Stage.ROUTE, dev=leg.dev, key=prefix), "route", f"{prefix} {via}dev {leg.dev}")
@@ -394,7 +369,7 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
     if found is None or found.errno or not found.legs:
         return [_local_failure(ns, skb, found)]
     ways = []
-    legs = legs_for(ns, skb, found, Ip(""))
+    legs = legs_for(ns, skb, found, src="", dst=packet.dst)
     for leg in legs:
         way = skb if len(legs) == 1 else skb.clone()
         src = chosen or _source(ns, found, leg, packet.dst)

@@ -7,7 +7,7 @@ used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked f
 from tasks.skoop.model.addr import Ip, Mac, is_multicast
 from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
-from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
+from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.conntrack import History, learnt_neighbour
 from tasks.skoop.netstack.fib import FlowKey, select_source
@@ -75,18 +75,16 @@ def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
 
 
 def failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
-    """neigh_invalidate: the sender hears EHOSTUNREACH, after three tries of a second each."""
+    """neigh_invalidate: the sender hears EHOSTUNREACH, after three tries of a second each.
+
+    A sender on this host too: the error goes to it over lo, past OUTPUT and INPUT (ipv4_link_failure: icmp_send).
+    """
     place = ns.place(Stage.NEIGHBOUR, dev=skb.out_dev, key=target)
     detail = f"nobody answers for {target} on {skb.out_dev}"
     if ns.state.lacks(Section.NEIGHBOURS) and not ns.state.neighbours:
         skb.assumed = (*skb.assumed, f"{ns.id}: neighbour table not collected")
     if skb.originated and not skb.packet.is_icmp_error:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
-    if skb.local:
-        code = 3 if skb.packet.version == 6 else 1
-        kind = 1 if skb.packet.version == 6 else 3
-        error = IcmpError(type=kind, code=code, sender=skb.packet.src, local=True, errno="EHOSTUNREACH")
-        return skb.finish(Outcome.UNREACHABLE, Reason.NEIGH_FAILED, place, detail, error=error)
     answer = icmp.error_about(ns, skb.packet, icmp.HOST_UNREACH, to_local=False, in_dev=skb.in_dev)
     if answer is None:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)

@@ -27,7 +27,7 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     if not link.up:
         return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{link.name} is down")]
     if link.name == "lo":
-        skb.in_dev, skb.out_dev, skb.dst_mac = "lo", "", ""
+        skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = "lo", "", "", True
         skb.at = At.IP_RCV
         return [skb]
     match link.kind:
@@ -105,7 +105,10 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
     skb.originated = True
     skb.answer = True
-    skb.translatable = response.translatable
+    if response.port and response.macs is not None:
+        skb.out_dev, (skb.src_mac, skb.dst_mac) = response.port, response.macs
+        skb.at = At.DEV_XMIT
+        return run(ns, [skb])
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)

@@ -31,13 +31,13 @@ def main() -> int:
     if os.geteuid():
         parser.error("needs root: network namespaces and raw sockets")
     seed = secrets.randbelow(1_000_000) if given.seed is None else given.seed
-    print(f"seed={seed}", flush=True)
+    say(f"seed={seed}")
     started = time.monotonic()
     tally = play(seed, _numbers(given), jobs=given.jobs, seconds=given.seconds)
     report(tally)
     for mismatch in tally.mismatches:
-        print(f"--- {write(mismatch, given.reports)}\n{mismatch.text()}")
-    print(last_line(tally, seed, time.monotonic() - started))
+        say(f"--- {write(mismatch, given.reports)}\n{mismatch.text()}")
+    say(last_line(tally, seed, time.monotonic() - started))
     return 1 if tally.mismatches else 0
 
 
@@ -82,13 +82,19 @@ def _work(seed: int, work: "Queue[list[int] | None]", done: "Queue[Tally | str]"
                 if time.monotonic() > until:
                     break
                 for mismatch in campaign.play(number):
-                    print(mismatch.text(), file=sys.stderr, flush=True)
+                    sys.stderr.write(mismatch.text() + "\n")
         done.put(campaign.tally)
     except BaseException:
         done.put(traceback.format_exc())
         raise
     finally:
         campaign.close()
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def report(tally: Tally) -> None:
@@ -100,14 +106,14 @@ def report(tally: Tally) -> None:
         ("refused by the kernel or its tools", tally.refused),
         ("unknown, for want of", tally.gaps),
     ):
-        print(f"\n{title}")
+        say(f"\n{title}")
         for name, count in counts.most_common(80):
-            print(f"  {count:8d}  {name}")
+            say(f"  {count:8d}  {name}")
     if tally.elsewhere:
-        print("\nended elsewhere than foretold")
+        say("\nended elsewhere than foretold")
         for line in tally.elsewhere[:40]:
-            print(f"  {line}")
-    print(f"\nlate or disturbed verdicts, right when tried alone: {tally.late}; labs rebuilt: {tally.rebuilt}")
+            say(f"  {line}")
+    say(f"\nlate or disturbed verdicts, right when tried alone: {tally.late}; labs rebuilt: {tally.rebuilt}")
 
 
 def last_line(tally: Tally, seed: int, seconds: float) -> str:

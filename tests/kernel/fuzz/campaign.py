@@ -261,11 +261,11 @@ def differs(attempt: Attempt, diagnosis: Diagnosis) -> str:
     simulator foretells such an answer, silence is as good.
     """
     said = difference(attempt, diagnosis)
-    if said and attempt.view == View.TIMEOUT and View.UNREACHABLE in diagnosis.client_sees:
-        if any(
-            one.client_sees == View.UNREACHABLE and one.forward.reason in _ROUTE_ERRORS for one in diagnosis.outcomes
-        ):
-            return ""
+    limited = any(
+        one.client_sees == View.UNREACHABLE and one.forward.reason in _ROUTE_ERRORS for one in diagnosis.outcomes
+    )
+    if said and limited and attempt.view == View.TIMEOUT:
+        return ""
     rejected = any(one.data is not None and one.data.reason == Reason.NETFILTER_REJECT for one in diagnosis.outcomes)
     if said and rejected and attempt.view in (View.REFUSED, View.UNREACHABLE):
         return ""  # a later segment is rejected: with IP_RECVERR, which the prober sets, connect() already hears of it

@@ -12,7 +12,7 @@ from tests.kernel.fuzz.rulemaker import RuleMaker, Words
 BLOCK = 100
 """Scenarios that share one lab."""
 PROBES = 30
-DATAGRAM_BYTES = {"udp": 100, "icmp": 56}
+PAYLOAD_BYTES = {"udp": 100, "icmp": 56, "tcp": 200}
 """So that requests and answers of a protocol have the same length, in the lab as in the simulator."""
 _LABS = (
     (Kind.FLANNEL_VXLAN, Backend.LEGACY),
@@ -148,7 +148,7 @@ def all_asks(plan: ClusterPlan) -> list[Ask]:
         ("203.0.113.9", 80, "tcp"),
     ]
     return [
-        Ask(src=src, dst=dst, dport=dport, protocol=protocol, payload=DATAGRAM_BYTES.get(protocol, 0))
+        Ask(src=src, dst=dst, dport=dport, protocol=protocol, payload=PAYLOAD_BYTES[protocol])
         for src in clients
         for dst, dport, protocol in dict.fromkeys(targets)
     ]

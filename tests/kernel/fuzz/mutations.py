@@ -165,6 +165,10 @@ class Mutator:
         machine, pick = self.place(), self.random.choice
         prefix = self.prefix(machine)
         kind = pick(("unicast", "unicast", "unicast", "unreachable", "blackhole", "prohibit", "throw", "local"))
+        if kind == "local" and prefix.startswith(
+            "0."
+        ):  # it hangs on whether this kernel ever had a rule here (fib_unmerge)
+            kind = "throw"
         way = pick(self._gateways(machine)) if kind == "unicast" else "dev lo" if kind == "local" else ""
         words = f"{kind} {prefix} {way}" if kind != "unicast" else f"{prefix} {way}"
         tail = pick(("", "", "", "metric 5", "metric 500", "table 100", "table 100", "mtu 1300"))

@@ -158,7 +158,7 @@ class RuleMaker:
             f"-m ttl {pick((no + '--ttl-eq', '--ttl-lt', '--ttl-gt'))} {pick((63, 64, 62))}",
             f"-m statistic --mode random --probability {pick(('0.00000000000', '1.00000000000'))}",
             "-m statistic --mode nth --every 1 --packet 0",
-            "-m limit --limit 1/hour --limit-burst 9000",
+            "-m limit --limit 10000/sec --limit-burst 5000",
             "-m comment --comment fz",
             f"-m tos {no}--tos {pick(('0x10/0xff', '0x00/0x3f'))}",
             f"-m dscp {no}--dscp {pick(('0x00', '0x2e'))}",
