@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from lab.prober import Ask
 
-LINKS, ROUTES, SYSCTLS, TABLES, SETS, SOCKETS = "links", "routes", "sysctls", "tables", "sets", "sockets"
+LINKS, PORTS, ROUTES, NEIGHBOURS = "links", "ports", "routes", "neighbours"
+SYSCTLS, TABLES, SETS, SOCKETS = "sysctls", "tables", "sets", "sockets"
+ROUTING = frozenset((LINKS, PORTS, ROUTES, NEIGHBOURS))
+"""Sections read by rtnetlink. `links`: anything may have changed with them; `ports`: only what links and addresses say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from random import Random
 
 from lab.build import vtep_address
 from lab.plan import ClusterPlan, Kind, Machine, NodePlan, PodPlan, by_family
-from tests.kernel.fuzz.change import LINKS, ROUTES, SETS, SOCKETS, SYSCTLS, TABLES, Change
+from tests.kernel.fuzz.change import LINKS, NEIGHBOURS, PORTS, ROUTES, SETS, SOCKETS, SYSCTLS, TABLES, Change
 
 NATIVE_NFT = find_spec("tasks.skoop.netstack.nftables") is not None
 """Native nftables rules are tried once they are evaluated; before that they are `unknown`, which would teach nothing."""
@@ -244,13 +244,15 @@ class Mutator:
             undo.insert(0, f"route del {text} table 100")
         return self._ip(machine, f"rule: {chosen[0].split(' ')[0]}", tuple(do), tuple(undo))
 
-    def _ip(self, machine: Machine, kind: str, do: tuple[str, ...], undo: tuple[str, ...]) -> Change:
+    def _ip(
+        self, machine: Machine, kind: str, do: tuple[str, ...], undo: tuple[str, ...], touches: str = ROUTES
+    ) -> Change:
         return Change(
             netns=machine.netns,
             kind=kind,
             do=tuple(f"ip {line}" for line in do),
             undo=tuple(f"ip {line}" for line in undo),
-            touches=frozenset((ROUTES,)),
+            touches=frozenset((touches,)),
         )
 
     def address(self) -> Change:
@@ -260,7 +262,7 @@ class Mutator:
             (pick(self.plan.pods).ips[0], pick(self.plan.nodes).ips[0], "172.18.0.77", "10.244.1.77", "10.96.10.1")
         )
         text = f"{ip}/32 dev {pick(('lo', self.devices(machine)[0]))}"
-        return self._ip(machine, "address: added", (f"addr add {text}",), (f"addr del {text}",))
+        return self._ip(machine, "address: added", (f"addr add {text}",), (f"addr del {text}",), PORTS)
 
     # --- neighbours and forwarding entries ---------------------------------------------------------------------------
 
@@ -286,6 +288,7 @@ class Mutator:
             "neighbour: permanent",
             (f"neigh replace {ip} lladdr {mac} dev {dev} nud permanent",),
             (f"neigh del {ip} dev {dev}",),
+            NEIGHBOURS,
         )
 
     def proxy_neighbour(self) -> Change:
@@ -293,7 +296,9 @@ class Mutator:
         node, pick = self.node(), self.random.choice
         ip = pick((pick(self.plan.pods).ips[0], "172.18.0.77", self.peer(node).ips[0]))
         text = f"{ip} dev {pick(('eth0', self.plan.bridge))}"
-        return self._ip(node, "neighbour: proxy", (f"neigh add proxy {text}",), (f"neigh del proxy {text}",))
+        return self._ip(
+            node, "neighbour: proxy", (f"neigh add proxy {text}",), (f"neigh del proxy {text}",), NEIGHBOURS
+        )
 
     def fdb(self) -> Change | None:
         """Take away or add a forwarding entry or neighbour of the tunnel, or a bridge's."""
@@ -327,7 +332,7 @@ class Mutator:
             one, two = pick(pods), pick(pods)
             entry = f"{one.mac} dev {two.veth} master static"
             lines = (f"bridge fdb replace {entry}", f"bridge fdb del {one.mac} dev {two.veth} master")
-        return Change(netns=node.netns, kind="fdb", do=(lines[0],), undo=(lines[1],), touches=frozenset((ROUTES,)))
+        return Change(netns=node.netns, kind="fdb", do=(lines[0],), undo=(lines[1],), touches=frozenset((NEIGHBOURS,)))
 
     # --- links -------------------------------------------------------------------------------------------------------
 
@@ -369,7 +374,7 @@ class Mutator:
             do.append(f"bridge link set dev {other.veth} isolated on")
             undo.append(f"bridge link set dev {other.veth} isolated off")
         return Change(
-            netns=node.netns, kind=f"port: {flag}", do=tuple(do), undo=tuple(undo), touches=frozenset((ROUTES,))
+            netns=node.netns, kind=f"port: {flag}", do=tuple(do), undo=tuple(undo), touches=frozenset((PORTS,))
         )
 
     def bridge_own(self) -> Change:
@@ -381,7 +386,7 @@ class Mutator:
             kind="bridge: nf_call_iptables",
             do=("sysctl net/bridge/bridge-nf-call-iptables=0", f"ip link set {name} type bridge nf_call_iptables 1"),
             undo=(f"ip link set {name} type bridge nf_call_iptables 0",),
-            touches=frozenset((ROUTES, SYSCTLS)),
+            touches=frozenset((PORTS, SYSCTLS)),
         )
 
     def mtu(self) -> Change:
@@ -403,7 +408,7 @@ class Mutator:
         )
 
     def _link(self, machine: Machine, kind: str, do: str, *undo: str) -> Change:
-        return Change(netns=machine.netns, kind=kind, do=(do,), undo=undo, touches=frozenset((LINKS, ROUTES)))
+        return Change(netns=machine.netns, kind=kind, do=(do,), undo=undo, touches=frozenset((LINKS,)))
 
     # --- sets, sockets, nft ------------------------------------------------------------------------------------------
 

@@ -28,9 +28,22 @@ from tasks.skoop.collect.settings import read_settings
 from tasks.skoop.collect.topology import collect_topology
 from tasks.skoop.diagnostor import Diagnostor
 from tasks.skoop.model.ids import NetnsId
-from tasks.skoop.model.state import Interface, NetNS
+from tasks.skoop.model.state import NetNS
 from tasks.skoop.netstack.namespace import Namespace
-from tests.kernel.fuzz.change import LINKS, ROUTES, SETS, SOCKETS, SYSCTLS, TABLES, Change, Edit, Rules
+from tests.kernel.fuzz.change import (
+    LINKS,
+    NEIGHBOURS,
+    PORTS,
+    ROUTES,
+    ROUTING,
+    SETS,
+    SOCKETS,
+    SYSCTLS,
+    TABLES,
+    Change,
+    Edit,
+    Rules,
+)
 
 RTM_GETRULE = 34
 BUILT_IN = {
@@ -113,14 +126,14 @@ class World:
             netns = self.lab.spaces[name]
             if SETS in touched:  # only now does no rule speak of them any more
                 netns.run(["ipset", "destroy"])
-            if touched & {LINKS, ROUTES}:
+            if touched & ROUTING:
                 self._snapshots[name].put_back()
                 wait_ready({name: netns})
-            if touched & {LINKS, ROUTES, SYSCTLS}:
+            if touched & {LINKS, SYSCTLS}:
                 whole = self._settings_back(name) and whole
             if LINKS in touched:
                 quick_neighbours(netns)
-            if touched & {LINKS, ROUTES} and _fingerprint(netns) != self._prints[name]:
+            if touched & ROUTING and _fingerprint(netns) != self._prints[name]:
                 whole = False
         return whole
 
@@ -204,7 +217,7 @@ class World:
                     if link.peer is not None and any(
                         link.name in line for line in (change.do if isinstance(change, Change) else ())
                     ):
-                        found.setdefault(link.peer[0], set()).update({LINKS, ROUTES})
+                        found.setdefault(link.peer[0], set()).add(LINKS)
         return found
 
     def _collect(self, changes: Sequence[Change | Edit]) -> Diagnostor:
@@ -228,10 +241,10 @@ class World:
     def _again(self, before: NetNS, parts: set[str]) -> NetNS:
         netns = self.lab.spaces[before.id]
         now = before
-        if parts & {LINKS, ROUTES}:
-            now = self._links_again(netns, now)
+        if parts & ROUTING:
+            now = self._links_again(netns, now, parts)
         with netns.inside():
-            if parts & {LINKS, ROUTES, SYSCTLS}:
+            if parts & {LINKS, SYSCTLS}:
                 now = replace(now, sysctls=read_settings())
             if TABLES in parts:
                 said: list[str] = []
@@ -246,27 +259,25 @@ class World:
                 now = replace(now, sockets=collected._sockets(names, ()))
         return now
 
-    def _links_again(self, netns: Netns, before: NetNS) -> NetNS:
+    def _links_again(self, netns: Netns, before: NetNS, parts: set[str]) -> NetNS:
         """Read links, addresses, routes, rules, neighbours and forwarding entries again."""
         if netns.name not in self._netlink:
             with netns.inside():
                 self._netlink[netns.name] = IPRoute()
         netlink = self._netlink[netns.name]
-        peers = {link.name: link.peer for link in before.interfaces}
-        interfaces: tuple[Interface, ...] = tuple(
-            replace(link, peer=peers.get(link.name)) for link in collected._interfaces(netlink)
-        )
-        names = {link.index: link.name for link in interfaces}
-        with netns.inside():
-            neighbours = collected._neighbours(netlink, names)
-        return replace(
-            before,
-            interfaces=interfaces,
-            routes=collected._routes(netlink, names),
-            rules=collected._rules(netlink),
-            neighbours=neighbours,
-            fdb=collected.rtroutes.read_fdb(collected._dump(netlink.fdb, "dump"), names),
-        )
+        now = before
+        if parts & {LINKS, PORTS}:
+            peers = {link.name: link.peer for link in before.interfaces}
+            links = (replace(link, peer=peers.get(link.name)) for link in collected._interfaces(netlink))
+            now = replace(now, interfaces=tuple(links))
+        names = {link.index: link.name for link in now.interfaces}
+        if parts & {LINKS, PORTS, ROUTES}:
+            now = replace(now, routes=collected._routes(netlink, names), rules=collected._rules(netlink))
+        if parts & {LINKS, NEIGHBOURS}:
+            with netns.inside():
+                now = replace(now, neighbours=collected._neighbours(netlink, names))
+            now = replace(now, fdb=collected.rtroutes.read_fdb(collected._dump(netlink.fdb, "dump"), names))
+        return now
 
     # --- try ---------------------------------------------------------------------------------------------------------
 
