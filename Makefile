@@ -5,7 +5,8 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
-BIN := .venv/bin
+VENV := $(shell scripts/venv-path.sh)
+BIN := $(VENV)/bin
 PYTEST_JOBS ?= 2
 PYTEST_ARGS ?=
 PACKAGES := tasks workflows kubectl_probe lab master agent tunnel
@@ -22,16 +23,16 @@ system: ## install the system packages that demo, lab and tests use (as root; el
 	@scripts/install-system.sh
 
 $(BIN)/.run-stamp: requirements/run.lock pyproject.toml scripts/make-venv.sh
-	@scripts/make-venv.sh run
+	@scripts/make-venv.sh $(VENV) run
 	@touch $@
 
 $(BIN)/.dev-stamp: requirements/dev.lock pyproject.toml scripts/make-venv.sh
-	@scripts/make-venv.sh dev
+	@scripts/make-venv.sh $(VENV) dev
 	@touch $(BIN)/.run-stamp $@
 
 .PHONY: venv venv-dev
-venv: $(BIN)/.run-stamp ## make .venv with what the program needs
-venv-dev: $(BIN)/.dev-stamp ## make .venv with what tests and checks need too
+venv: $(BIN)/.run-stamp ## make the Python environment with what the program needs
+venv-dev: $(BIN)/.dev-stamp ## the same with what tests and checks need too
 
 .PHONY: demo
 demo: system $(BIN)/.run-stamp ## build a broken cluster (or take a recorded one) and diagnose it
@@ -67,7 +68,7 @@ gen: $(BIN)/.dev-stamp ## write the generated files again (docs/codes, JSON Sche
 
 .PHONY: lock
 lock: $(BIN)/.dev-stamp ## pin the dependencies again (LOCK_ARGS=--upgrade for newer versions)
-	@scripts/lock.sh $(LOCK_ARGS)
+	@PATH="$(BIN):$$PATH" scripts/lock.sh $(LOCK_ARGS)
 
 N ?= 1000
 SEED ?=
@@ -82,5 +83,5 @@ bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
 
 .PHONY: clean
 clean: ## remove .venv, caches and build results
-	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

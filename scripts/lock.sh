@@ -5,8 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-uv="$(command -v .venv/bin/uv || command -v uv || true)"
-[ -n "$uv" ] || { echo "lock: no uv; run 'make venv-dev' first" >&2; exit 2; }
+uv="$(command -v uv || command -v .venv/bin/uv || true)"
+[ -n "$uv" ] || { echo "lock: no uv; run 'make lock', which brings it" >&2; exit 2; }
 
 lock() { # lock FILE GROUP [OPTION...]
   local file="$1" group="$2"

@@ -5,6 +5,7 @@ diagnosed again. Elsewhere the bundled snapshot of a real broken cluster is diag
 """
 
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -99,15 +100,16 @@ def _show_lab() -> None:
 
 @contextmanager
 def _lab() -> "Iterator[LabInfo]":
-    """Bring a lab of our own up, and down again whatever happens."""
+    """Bring a lab of our own up, and down again whatever happens; what it keeps on disk is apart from other labs."""
     from lab import api
 
-    name = f"demo-{os.getpid()}"
-    info = api.up(LAB_KIND, name=name)
-    try:
-        yield info
-    finally:
-        api.down(name)
+    with tempfile.TemporaryDirectory(prefix="kubeprobe-demo-") as folder:
+        os.environ["KUBEPROBE_LAB_DIR"] = folder
+        info = api.up(LAB_KIND, name="demo")
+        try:
+            yield info
+        finally:
+            api.down(info.name)
 
 
 def _diagnose_lab(info: "LabInfo") -> "Diagnosis":

@@ -151,18 +151,17 @@ class CauseFinder:
         """Return what may be tried for an answer in the world after `applied`, best first, each remedy once."""
         scent = _Scent(diagnosis)
         walked = suspicions_from_walks(self._network(applied), diagnosis)
-        best: dict[bytes, Candidate] = {}
+        found: list[Candidate] = []
         for suspicion in (*self._suspicions, *walked):
-            remedy = suspicion.remedy
-            if remedy is None or not remedy.changes:
+            candidate = Candidate(suspicion=suspicion, rank=scent.rank(suspicion))
+            if not candidate.changes:
                 continue
-            key = msgspec.json.encode(remedy.changes)
-            rank = scent.rank(suspicion)
-            if key in best:
-                best[key] = replace(best[key], rank=min(rank, best[key].rank))
+            same = next((at for at, known in enumerate(found) if _covers(known, candidate)), None)
+            if same is None:
+                found.append(candidate)
             else:
-                best[key] = Candidate(suspicion=suspicion, rank=rank)
-        return sorted(best.values(), key=_order)
+                found[same] = replace(found[same], rank=min(found[same].rank, candidate.rank))
+        return sorted(found, key=_order)
 
     # --- several blockers ----------------------------------------------------------------------------------------
 
@@ -212,7 +211,14 @@ class CauseFinder:
 
 
 def _all_changes(candidates: Iterable[Candidate]) -> tuple[Change, ...]:
-    return in_order([change for candidate in candidates for change in candidate.changes])
+    return in_order([candidate.changes for candidate in candidates])
+
+
+def _covers(known: Candidate, candidate: Candidate) -> bool:
+    """Say whether a candidate changes nothing that another one about the same namespace does not change as well."""
+    if known.suspicion.subject != candidate.suspicion.subject:
+        return known.changes == candidate.changes
+    return all(change in known.changes for change in candidate.changes)
 
 
 def _order(candidate: Candidate) -> tuple[bool, int, int]:

@@ -14,10 +14,10 @@ from tasks.skoop.model.addr import Ip, Mac, ip_int
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import CtState, Packet
 from tasks.skoop.model.packet import Protocol as IpProtocol
-from tasks.skoop.model.state import Interface
+from tasks.skoop.model.state import Interface, Section
 from tasks.skoop.model.trace import Step
 from tasks.skoop.netstack.namespace import Answers, Namespace
-from tasks.skoop.netstack.neighbour import answers_for
+from tasks.skoop.netstack.neighbour import answers_for, cannot_tell
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Skb, steps_of
 from tasks.skoop.netstack.xtables.api import Hook
@@ -59,6 +59,7 @@ class Inquiry:
         self.sender = sender
         self._seen: set[tuple[str, str]] = set()
         self._stopped: tuple[Step, ...] = ()
+        self._missing: tuple[str, ...] = ()
         self._question = self._answer = None
         if ":" in target:
             asker = sender or Ip("fe80::1")
@@ -71,13 +72,21 @@ class Inquiry:
         if ns is None:
             return _NOBODY
         if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
-            return Answers(stopped=self._stopped)
+            return self._silence()
         found = self._ask(netns, dev)
         if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
-            return Answers(stopped=self._stopped)
+            return self._silence()
         if found.macs or found.outside:
             return found
-        return Answers(stopped=self._stopped)
+        return self._silence()
+
+    def _silence(self) -> Answers:
+        return Answers(stopped=self._stopped, missing=tuple(dict.fromkeys(self._missing)))
+
+    def _lacking(self, gap: str) -> Answers:
+        """Nobody is known to answer here, but somebody may: what is missing is told if no other answer comes."""
+        self._missing = (*self._missing, gap)
+        return _NOBODY
 
     def _ask(self, netns: NetnsId, dev: str) -> Answers:
         ns = self.cables.namespace(netns)
@@ -103,10 +112,16 @@ class Inquiry:
 
     def _ask_vteps(self, ns: Namespace, link: Interface) -> Iterator[Answers]:
         """Broadcasts go to the VTEPs that the all-zero entries name."""
+        if (gap := ns.gap(Section.FDB)) is not None:
+            yield self._lacking(gap)
         for entry in ns.own_fdb.get((link.name, _ALL_ZERO), ()):
-            for there in self.cables.namespaces():
-                if entry.dst is None or not there.has_address(entry.dst):
-                    continue
+            owners = [
+                there for there in self.cables.namespaces() if entry.dst is not None and there.has_address(entry.dst)
+            ]
+            if not owners:
+                gaps = [gap for there in self.cables.namespaces() if (gap := there.gap(Section.LINKS)) is not None]
+                yield self._lacking(gaps[0] if gaps else f"the host {entry.dst}: not collected")
+            for there in owners:
                 for device in there.links.values():
                     if device.vxlan and link.vxlan and device.vxlan.vni == link.vxlan.vni:
                         yield self._hear(there.id, device.name)
@@ -114,8 +129,12 @@ class Inquiry:
     def _hear(self, netns: NetnsId, dev: str) -> Answers:
         """Let a device receive the question: its host answers, or its bridge passes it on, or both."""
         ns = self.cables.namespace(netns)
-        link = ns.links.get(dev) if ns else None
-        if ns is None or link is None or not link.up or (netns, dev) in self._seen:
+        if ns is None:
+            return self._lacking(f"{netns}: not collected")
+        if (gap := ns.gap(Section.LINKS)) is not None:
+            return self._lacking(gap)
+        link = ns.links.get(dev)
+        if link is None or not link.up or (netns, dev) in self._seen:
             return _NOBODY
         self._seen.add((netns, dev))
         master = ns.links.get(link.master or "")
@@ -164,6 +183,8 @@ class Inquiry:
         )
 
     def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...]) -> Answers:
+        if (gap := cannot_tell(ns, dev, self.target)) is not None:
+            return self._lacking(gap)
         mac = answers_for(ns, dev, self.target, self.sender)
         if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev):
             return _NOBODY
@@ -183,6 +204,7 @@ class Inquiry:
             ways = traverse(ns, skb, hook)
             if all(way.end is not None for way in ways):
                 self._stopped = (*self._stopped, *steps_of(ways[0].trail))
+                self._missing += tuple(gap for way in ways for gap in way.missing)
                 return False
         return True
 

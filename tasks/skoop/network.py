@@ -7,6 +7,8 @@ looks wrong without a question asked; `concerning` is what of it may matter to o
 from collections.abc import Collection, Iterable
 from functools import cached_property
 
+from msgspec.structs import replace
+
 from tasks.skoop.assertions.kubernetes import KubernetesAssertion
 from tasks.skoop.assertions.netstack import NetstackAssertion
 from tasks.skoop.assertions.scene import Cluster
@@ -19,8 +21,11 @@ from tasks.skoop.plugins.protocol import Plugin
 from tasks.skoop.providers.detect import detect
 from tasks.skoop.providers.protocol import Provider, Recognised
 from tasks.skoop.service.kubeproxy import KubeProxy
+from tasks.skoop.service.programming import candidates, programmed
 
 SEVERITY = {Level.FATAL: 0, Level.CRITICAL: 1, Level.WARNING: 2, Level.INFO: 3}
+NO_ENDPOINTS = frozenset(("KP-K8S-002", "KP-K8S-003"))
+"""Findings about Services that nobody serves."""
 MANY_SERVICES = 500
 """With more Services than this, only those that a question is about are compared with the nodes' rules."""
 
@@ -79,8 +84,16 @@ class Network:
         return (
             *self.plugin.suspicions(),
             *NetstackAssertion(self.cluster).check_all(),
-            *KubernetesAssertion(self.cluster).check(),
+            *(self._with_proof(found) for found in KubernetesAssertion(self.cluster).check()),
         )
+
+    def _with_proof(self, found: Suspicion) -> Suspicion:
+        """Give a finding about a Service without endpoints the changes by which it can be tested; nobody types those."""
+        service = self.ipcache.services.get(found.subject.removeprefix("svc/"))
+        if found.code not in NO_ENDPOINTS or service is None or found.remedy is None:
+            return found
+        changes = programmed(self.state, service, candidates(self.state, service))
+        return replace(found, remedy=replace(found.remedy, changes=changes))
 
     def suspicions(self, *, services: Collection[str] | None = None) -> tuple[Suspicion, ...]:
         """Return everything that looks wrong, worst first; `services` limits the comparison of rules to these Services."""

@@ -6,7 +6,7 @@ would refuse (a rule that is not there, a route over a device that is down). Wha
 daemon that sets its routes again) is not done: that would prove too much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -67,38 +67,32 @@ def apply(state: ClusterState, changes: Sequence[Change]) -> ClusterState:
     return replace(state, netns=namespaces)
 
 
-def in_order(changes: Sequence[Change]) -> tuple[Change, ...]:
-    """Return changes of several remedies in an order in which none moves what another one names.
+def in_order(remedies: Iterable[Sequence[Change]]) -> tuple[Change, ...]:
+    """Return the changes of several remedies in an order in which none moves what another one names.
 
-    Rules are deleted from the last position to the first before any is inserted; links come up before routes are added.
+    The changes of one remedy stay together and in their order. Remedies that only delete rules come first, from the last
+    position to the first; then links and sysctls, inserted rules, and what needs a link that is up. Doubles are left out.
     """
-
-    def rank(change: Change) -> tuple[int, int]:
-        match change:
-            case DeleteRule():
-                return 0, -change.rule
-            case SetLink() | SetSysctl() | AddAddress() | AddChain():
-                return 1, 0
-            case InsertRule():
-                return 2, 0
-            case _:
-                return 3, 0
-
-    unique = list(dict.fromkeys(_Keyed(change) for change in changes))
-    return tuple(sorted((item.change for item in unique), key=rank))
+    found: list[Change] = []
+    for remedy in sorted(remedies, key=_order):
+        found += [change for change in remedy if change not in found or isinstance(change, InsertRule)]
+    return tuple(found)
 
 
-class _Keyed:
-    """A change that can be a key although it may hold values that cannot be hashed."""
+def _order(remedy: Sequence[Change]) -> tuple[int, int]:
+    ranks = [_rank(change) for change in remedy if not isinstance(change, DeleteRule)]
+    last = max((change.rule for change in remedy if isinstance(change, DeleteRule)), default=0)
+    return min(ranks, default=0), -last
 
-    def __init__(self, change: Change) -> None:
-        self.change = change
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and self.change == other.change
-
-    def __hash__(self) -> int:
-        return hash((type(self.change).__name__, self.change.netns))
+def _rank(change: Change) -> int:
+    match change:
+        case SetLink() | SetSysctl() | AddAddress() | AddChain() | SetPolicy():
+            return 1
+        case InsertRule():
+            return 2
+        case _:
+            return 3
 
 
 def _applied(netns: NetNS, change: Change) -> NetNS:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from msgspec import Struct
 
 from tasks.skoop.assertions.codes import suspect
+from tasks.skoop.assertions.rules import lost_its_match
 from tasks.skoop.model.addr import Ip, Net, ip_version, is_loopback
 from tasks.skoop.model.diagnosis import Diagnosis, FlowOutcome
 from tasks.skoop.model.ids import NodeName, node_netns
@@ -32,6 +33,7 @@ from tasks.skoop.model.suspicion import (
     Suspicion,
 )
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, View, Walk
+from tasks.skoop.model.xtables import Rule
 from tasks.skoop.network import Network
 from tasks.skoop.plugins.podlink import PodLinks
 
@@ -134,11 +136,12 @@ def _netfilter(network: Network, netns: NetNS, ended: Ended) -> _Finding:
             policy="ACCEPT",
         )
         return _Finding("KP-NF-001", (policy,)) if place.hook == "FORWARD" else _Finding("KP-NF-003", (policy,))
-    if place.chain.startswith(ON_PURPOSE):
+    rule = _rule_at(netns, place)
+    bare = rule is not None and lost_its_match(place.chain, rule)
+    if place.chain.startswith(ON_PURPOSE) and not bare:
         return _Finding(*_purpose(ended))
-    raw = _rule_text(netns, place)
     changes: tuple[Change, ...] = ()
-    if raw is not None:
+    if rule is not None:
         delete = DeleteRule(
             netns=netns.id,
             backend=place.backend,
@@ -146,7 +149,7 @@ def _netfilter(network: Network, netns: NetNS, ended: Ended) -> _Finding:
             table=place.table,
             chain=place.chain,
             rule=place.rule,
-            raw=raw,
+            raw=rule.raw,
         )
         changes = (delete,)
     packet = ended.walk.packet
@@ -172,12 +175,12 @@ def _purpose(ended: Ended) -> tuple[str, tuple[Change, ...], str]:
     return _leg_code(ended), (), "The rule follows from an object of the cluster; change that."
 
 
-def _rule_text(netns: NetNS, place: Place) -> str | None:
+def _rule_at(netns: NetNS, place: Place) -> Rule | None:
     for table in netns.tables:
         if (table.backend, table.family, table.name) == (place.backend, place.family, place.table):
             for chain in table.chains:
                 if chain.name == place.chain and 0 < place.rule <= len(chain.rules):
-                    return chain.rules[place.rule - 1].raw
+                    return chain.rules[place.rule - 1]
     return None
 
 
@@ -359,7 +362,8 @@ def _no_socket(network: Network, netns: NetNS, ended: Ended) -> _Finding:
         return _Finding("KP-SVC-012" if translated else "KP-SVC-013")
     here = [known for known in netns.sockets if (known.protocol, known.port) == (packet.protocol, packet.dport)]
     local = bool(here) and all(is_loopback(known.ip) for known in here)
-    wanted = Socket(protocol=packet.protocol, ip=packet.dst, port=packet.dport)
+    wildcard = Ip("::" if packet.version == 6 else "0.0.0.0")
+    wanted = Socket(protocol=packet.protocol, ip=wildcard, port=packet.dport)
     return _Finding("KP-SOCK-001" if local else "KP-SOCK-002", (AddSocket(netns=netns.id, socket=wanted),))
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tasks", "workflows", "kubectl_probe", "lab", "master", "agent", "tunnel")
 """What the wheel ships (pyproject.toml says the same; a test compares)."""
-NOT_OURS = frozenset({".git", ".venv", "build", "dist", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
+LEFT_BY_TOOLS = frozenset({"build", "dist", "__pycache__"})
+OURS_THOUGH_HIDDEN = frozenset({".ci", ".gitignore"})
 
 
 def files(*suffixes: str) -> Iterator[Path]:
     """Yield the files of the tree with these suffixes (all if none), without what tools leave behind."""
     for path in sorted(ROOT.rglob("*")):
-        if NOT_OURS.intersection(path.relative_to(ROOT).parts) or not path.is_file():
+        if any(map(_left_by_tools, path.relative_to(ROOT).parts)) or not path.is_file():
             continue
         if not suffixes or path.suffix in suffixes:
             yield path
+
+
+def _left_by_tools(part: str) -> bool:
+    return part in LEFT_BY_TOOLS or (part.startswith(".") and part not in OURS_THOUGH_HIDDEN)
 
 
 def modules() -> Iterator[Path]:

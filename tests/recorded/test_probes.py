@@ -46,10 +46,7 @@ def test_probes_are_foretold(name: str, tmp_path: Path) -> None:
     for (who, ip, port), answers in measured.items():
         diagnosis = diagnostor.diagnose(Question(src=source(state, who), dst=Endpoint(ip=Ip(ip), port=port)))
         views = {view for view, share in diagnosis.client_sees.items() if share > 1e-9}
-        if View.UNKNOWN in views:
-            assert diagnosis.missing
-            assert name.startswith("nftables"), (who, ip, port, diagnosis.missing)
-            continue
+        assert View.UNKNOWN not in views, (who, ip, port, diagnosis.missing)
         known += 1
         seen = {
             (outcome.server_sees.netns.rsplit("/", 1)[-1], outcome.server_sees.src)
@@ -65,7 +62,7 @@ def test_probes_are_foretold(name: str, tmp_path: Path) -> None:
                 if "pod" in told:
                     server = NAMESPACE_OF.get(told["pod"], told["pod"])
                     assert (server, told["client"]) in seen, (who, ip, port, answer, seen)
-    assert known >= (20 if name.startswith("iptables") else 0)
+    assert known >= 20
 
 
 def test_a_node_reaches_a_service(tmp_path: Path) -> None:

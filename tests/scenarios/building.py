@@ -111,7 +111,10 @@ def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
     lines += [f"rule add {' '.join(words)}" for words in space.rules if family_of(words) == 4]
     _batch(netns, "ip", lines)
     _batch(
-        netns, "ip", [f"rule add {' '.join(words[words[0] == '-6':])}" for words in space.rules if family_of(words) == 6], "-6"
+        netns,
+        "ip",
+        [f"rule add {' '.join(words[words[0] == '-6' :])}" for words in space.rules if family_of(words) == 6],
+        "-6",
     )
     _batch(netns, "bridge", [f"fdb append {' '.join(words)}" for words in space.fdb])
 
@@ -136,6 +139,7 @@ def _tune(devices: list[Device], *, six: bool) -> None:
     for device in devices:
         for family in ("ipv4", "ipv6") if six else ("ipv4",):
             write_sysctl(f"{family}/neigh/{device.name}/retrans_time_ms", ARP_RETRY_MS)
+            write_sysctl(f"{family}/neigh/{device.name}/proxy_delay", 0)
 
 
 def filter_up(scenario: Scenario, spaces: dict[str, Netns], lock: Path) -> None:
@@ -149,8 +153,11 @@ def _wait(scenario: Scenario, spaces: dict[str, Netns]) -> None:
     """Wait for the links that should have a carrier, and for bridge ports to forward (linkwatch works in the background)."""
     deadline = time.monotonic() + READY_S
     for name, netns in spaces.items():
+        devices = scenario.spaces[name].devices
         wanted = {
-            device.name for device in scenario.spaces[name].devices.values() if carrier(scenario, name, device.name)
+            device.name
+            for device in devices.values()
+            if carrier(scenario, name, device.name) and (not device.master or devices[device.master].up)
         }
         while late := [dev for dev, ready in _links(netns) if dev in wanted and not ready]:
             if time.monotonic() > deadline:

@@ -82,7 +82,9 @@ def _read_ip(data: bytes) -> Packet | None:
 
 def _read_ports(packet: Packet, rest: bytes) -> Packet:
     sport, dport = struct.unpack("!HH", rest[:4])
-    names = {name for name, bit in FLAG_BITS.items() if packet.protocol == Protocol.TCP and rest[13:] and rest[13] & bit}
+    names = {
+        name for name, bit in FLAG_BITS.items() if packet.protocol == Protocol.TCP and rest[13:] and rest[13] & bit
+    }
     flags = next((flags for flags in TcpFlags if set(str(flags).split(",")) == names), TcpFlags.NONE)
     return packet.with_(sport=sport, dport=dport, tcp_flags=flags)
 

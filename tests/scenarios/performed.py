@@ -4,7 +4,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from lab.plan import Listener
 from lab.prober import Ask, Attempt, attempt_all
 from lab.servers import IP_PKTINFO, IPV6_RECVPKTINFO, Servers, _Open
 from tasks.skoop.model.packet import Packet, Protocol
-from tasks.skoop.model.state import Route
+from tasks.skoop.model.state import NetNS, Route
 from tasks.skoop.model.trace import View
+from tasks.skoop.model.xtables import Match, Target, XTable
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.routes import parse_routes, parse_rules
 from tests.scenarios.building import built, filter_up
@@ -37,29 +38,29 @@ SETTLE_S = 0.01
 
 
 class Performed:
-    """The kernel as a runner. `patience_s` is how long a client waits; a late packet of a busy machine needs more."""
+    """The kernel as a runner. `patience_s` is how long a client waits; a late packet of a busy machine needs more.
+
+    `surprises` is, after a run, how what stood there differed from the state that the simulator is given.
+    """
 
     def __init__(self, folder: Path, *, patience_s: float = 0.12) -> None:
         self.lock = folder / "xtables.lock"
         self.patience_s = patience_s
+        self.surprises: list[str] = []
 
     def run(self, scenario: Scenario) -> Sequence[Seen]:
         """Return what came of each trial."""
         with built(scenario, self.lock) as spaces, _served(scenario, spaces) as servers, _tapped(spaces[BENCH]) as taps:
             filter_up(scenario, spaces, self.lock)
-            bench = _Bench(scenario, spaces, servers, taps, self.patience_s)
-            return [bench.try_(trial.what) for trial in scenario.trials]
-
-    def surprises(self, scenario: Scenario) -> list[str]:
-        """Return how what the kernel has, once built, differs from the state that the simulator is given."""
-        with built(scenario, self.lock) as spaces:
-            filter_up(scenario, spaces, self.lock)
-            return [
+            told = state_of(scenario)
+            self.surprises = [
                 surprise
                 for name, space in scenario.spaces.items()
                 if name != BENCH
-                for surprise in _surprises(scenario, space, spaces[name])
+                for surprise in _surprises(space, spaces[name], told.netns[netns_of(name)], six=scenario.six)
             ]
+            bench = _Bench(scenario, spaces, servers, taps, self.patience_s)
+            return [bench.try_(trial.what) for trial in scenario.trials]
 
 
 class _Bench:
@@ -135,14 +136,19 @@ class _Bench:
 
 def _attempt_text(attempt: Attempt) -> str:
     view, icmp = attempt.view, attempt.icmp
+    if (
+        attempt.errno == "ENOBUFS"
+    ):  # a drop by the next device, told only to sockets that ask for IP_RECVERR, as ours do
+        view = View.TIMEOUT
     failed = view in (View.REFUSED, View.UNREACHABLE)
+    blocked = attempt.errno == "EPERM"  # sendto() failed; the ICMP error that REJECT made besides is of no interest
     stalled = view == View.CONNECTED and attempt.answer == "none"
     broken = f"connected, then {attempt.answer}" if attempt.answer in ("reset", "eof") else ""
     return connect_text(
         view,
         errno=attempt.errno if failed else "",
-        icmp=f"{icmp.type}/{icmp.code} by {icmp.sender}" if icmp and icmp.sender and failed else "",
-        local=attempt.local_ip if not (failed and not attempt.sport) else "",
+        icmp=f"{icmp.type}/{icmp.code} by {icmp.sender}" if icmp and icmp.sender and failed and not blocked else "",
+        local=attempt.local_ip,
         server=attempt.server,
         saw=attempt.seen_src,
         after="stalls" if stalled else broken,
@@ -229,13 +235,11 @@ def _fill(netns: Netns, listen: Listen) -> socket.socket:
 # --- is what was built what the simulator is told? --------------------------------------------------------------------
 
 
-def _surprises(scenario: Scenario, space: Space, netns: Netns) -> Iterator[str]:
-    told = state_of(scenario).netns[netns_of(space.name)]
+def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterator[str]:
     real: set[Route] = set()
-    for family in (4, 6) if scenario.six else (4,):
-        text = netns.run(["ip", "-j", f"-{family}", "-N", "route", "show", "table", "all"])
-        real |= set(parse_routes(text, family=family))
-        rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "-N", "rule"]), family=family)
+    for family in (4, 6) if six else (4,):
+        real |= set(parse_routes(netns.run(["ip", "-j", f"-{family}", "route", "show", "table", "all"]), family=family))
+        rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "rule"]), family=family)
         if list(rules) != [rule for rule in told.rules if rule.family == family]:
             yield f"{space.name}: rules are {rules}"
     for route in sorted(real ^ set(told.routes), key=str):
@@ -243,18 +247,21 @@ def _surprises(scenario: Scenario, space: Space, netns: Netns) -> Iterator[str]:
     for command in space.filters:
         backend, family = FILTER_KINDS[command]
         saved = parse_iptables_save(netns.run([SAVE[command]]), backend=backend, family=family)
-        yield from _rule_surprises(space.name, _bare(saved), _bare(t for t in told.tables if (t.backend, t.family) == (backend, family)))
+        there = _meaning(saved)
+        here = _meaning(table for table in told.tables if (table.backend, table.family) == (backend, family))
+        for table, chain in sorted(there.keys() | here.keys()):
+            if there.get((table, chain)) != here.get((table, chain)):
+                meant = f"{there.get((table, chain))}, not {here.get((table, chain))}"
+                yield f"{space.name} {command} {table}/{chain}: the kernel has {meant}"
 
 
-def _bare(tables: object) -> dict[tuple[str, str], object]:
+Meaning = tuple[str, list[tuple[tuple[Match, ...], Target]]]
+
+
+def _meaning(tables: Iterable[XTable]) -> dict[tuple[str, str], Meaning]:
+    """Return what tables say, without how it is written."""
     return {
         (table.name, chain.name): (chain.policy, [(rule.matches, rule.target) for rule in chain.rules])
-        for table in tables  # type: ignore[attr-defined]
+        for table in tables
         for chain in table.chains
     }
-
-
-def _rule_surprises(name: str, real: dict[tuple[str, str], object], told: dict[tuple[str, str], object]) -> Iterator[str]:
-    for chain in sorted(real.keys() | told.keys()):
-        if real.get(chain) != told.get(chain):
-            yield f"{name} {'/'.join(chain)}: kernel {real.get(chain)}, told {told.get(chain)}"

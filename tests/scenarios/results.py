@@ -22,12 +22,12 @@ NOTHING = "nothing leaves"
 class Seen:
     """What can come of a trial (by the simulator), or what came of it (in the kernel): text → probability or share.
 
-    `rules` are those that were hit; `every`: these are all of them, else others may have been hit by later packets as well.
+    `rules` are those that are surely hit; `at_most` those that some way hits (None: later packets may hit others as well).
     """
 
     results: Mapping[str, float]
     rules: frozenset[Rule] = frozenset()
-    every: bool = True
+    at_most: frozenset[Rule] | None = None
 
 
 class Runner(Contract):
@@ -82,12 +82,10 @@ def difference(trial: Trial, foretold: Seen, found: Seen) -> str:
     unseen = [text for text, share in possible.items() if text not in found.results and (1 - share) ** times < SURELY]
     if unseen:
         return f"{times} tries never gave {'; '.join(unseen)}, but {'; '.join(found.results)}"
-    if len(possible) > 1:
-        return ""
     said = []
     if missed := foretold.rules - found.rules:
         said.append(f"foretold but not hit: {_rules(missed)}")
-    if foretold.every and (more := found.rules - foretold.rules):
+    if foretold.at_most is not None and (more := found.rules - foretold.at_most):
         said.append(f"hit but not foretold: {_rules(more)}")
     return "; ".join(said)
 

@@ -14,7 +14,7 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
       listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full]
     connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N]
-    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack] [ttl N] [len N] [df]
+    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
 
 A device that no `veth` line pairs has its other end on the tester's bench: `packet` puts a packet in there, and what comes out
@@ -36,6 +36,7 @@ FILTERS = ("iptables", "ip6tables", "iptables-nft", "ip6tables-nft")
 PORT_FLAGS = {"hairpin": ("hairpin", "on"), "isolated": ("isolated", "on"), "noflood": ("flood", "off")}
 PORT_FLAGS |= {"nolearning": ("learning", "off")}
 EXPECT = "expect minimal"
+_KINDS = ("bridge", "vxlan", "dummy")
 _FLAGS = {"syn": TcpFlags.SYN, "synack": TcpFlags.SYN_ACK, "ack": TcpFlags.ACK, "rst": TcpFlags.RST}
 
 
@@ -78,7 +79,6 @@ class Listen:
     dev: str = ""
     v6only: bool = False
     full: bool = False
-
 
     def binds(self, *, six: bool) -> list[tuple[str, bool]]:
         """Return what it binds: (address, only IPv6), one for both families with TCP, one for each with UDP."""
@@ -158,20 +158,26 @@ class Scenario:
             self.add(netns, name, "veth").peer = (BENCH, end)
         return space.devices[name]
 
+    def add_space(self, name: str) -> None:
+        """Add a namespace, with its lo."""
+        if name not in self.spaces:
+            lo = Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
+            self.spaces[name] = Space(name=name, devices={"lo": lo})
+
     def add(self, netns: str, name: str, kind: str) -> Device:
         """Add a device to a namespace."""
         made = self.spaces[netns].devices[name] = self._make(netns, name, kind)
         return made
 
     def _make(self, netns: str, name: str, kind: str) -> Device:
-        index = 2 + len(self.spaces[netns].devices)
+        index = 1 + len(self.spaces[netns].devices)
         place = 0xFF if netns == BENCH else list(self.spaces).index(netns)
         return Device(name=name, kind=kind, index=index, mac=Mac(f"02:00:00:00:{place:02x}:{index:02x}"))
 
 
 def load(path: Path) -> Scenario:
     """Return the scenario of a file. Raises ScenarioError."""
-    return parse(path.read_text(), path.stem)
+    return parse(path.read_text(), f"{path.parent.name}/{path.stem}")
 
 
 def parse(text: str, name: str) -> Scenario:
@@ -194,13 +200,18 @@ class _Reader:
     def read(self) -> Scenario:
         remarks = [line[1:].strip() for line in self.lines if line.startswith("#")]
         self.scenario.title = " ".join(remarks)
-        self.scenario.spaces[BENCH] = Space(name=BENCH)
+        self.scenario.add_space(BENCH)
         for number, words in self._content():  # ends of veths must be known before anything is said of them
             if words[0] == "netns":
-                self.scenario.spaces.setdefault(words[1], Space(name=words[1]))
-        for number, words in self._content():
-            if words[0] == "veth":
+                self.scenario.add_space(words[1])
+        netns = ""
+        for number, words in self._content():  # and so must devices be before a MAC of theirs is asked for
+            if words[0] == "netns":
+                netns = words[1]
+            elif words[0] == "veth":
                 self._checked(number, self._veth, words[1:])
+            elif words[0] in _KINDS:
+                self._checked(number, self._own_device, netns, words)
         expecting: list[str] | None = None
         for number, line in enumerate(self.lines):
             words = words_of(line)
@@ -212,7 +223,7 @@ class _Reader:
                 self._expect(expecting)
             elif words:
                 expecting = None
-                if words[0] != "veth":
+                if words[0] not in ("veth", *_KINDS):
                     self._checked(number, self._line, words, number)
         return self.scenario
 
@@ -255,8 +266,6 @@ class _Reader:
         match keyword:
             case "link":
                 self._links(space, words)
-            case "bridge" | "vxlan" | "dummy":
-                self.scenario.add(space.name, words[0], keyword).words = words[1:]
             case "route":
                 space.routes.append(words)
             case "rule":
@@ -275,6 +284,9 @@ class _Reader:
             case _:
                 raise ValueError(f"no such line: {keyword}")
 
+    def _own_device(self, netns: str, words: list[str]) -> None:
+        self.scenario.add(netns, words[1], words[0]).words = words[2:]
+
     def _veth(self, words: list[str]) -> None:
         ends = [(netns, dev) for netns, dev in (word.split(":") for word in words)]
         for (netns, dev), other in zip(ends, reversed(ends), strict=True):
@@ -285,8 +297,7 @@ class _Reader:
         rest = iter(words)
         for word in rest:
             if device is None or not _is_setting(word):
-                device = space.devices["lo"] if word == "lo" and "lo" in space.devices else None
-                device = device or (self._lo(space) if word == "lo" else self.scenario.device(space.name, word))
+                device = self.scenario.device(space.name, word)
             elif "/" in word:
                 device.addresses.append(word)
             elif word in ("up", "down"):
@@ -300,13 +311,11 @@ class _Reader:
             else:
                 device.port_flags.append(word)
 
-    def _lo(self, space: Space) -> Device:
-        space.devices["lo"] = Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
-        return space.devices["lo"]
-
     def _packet(self, words: list[str]) -> Inject:
         place = words[0].removeprefix("in=")
         names = [name for name in self.scenario.spaces if name != BENCH]
+        if ":" not in place and len(names) > 1:
+            raise ValueError("of which netns is the device? write in=NETNS:DEVICE")
         netns, dev = place.split(":") if ":" in place else (names[0], place)
         return Inject(netns=netns, dev=dev, packet=_packet(words[1:]))
 

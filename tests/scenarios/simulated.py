@@ -62,17 +62,25 @@ def _connect(diagnostor: Diagnostor, what: Connect) -> tuple[Seen, tuple[str, ..
     diagnosis = diagnostor.diagnose(question)
     results: dict[str, float] = {}
     lines: list[str] = []
-    rules: set[Rule] = set()
+    rules: list[set[Rule]] = []
     outcomes = diagnosis.outcomes
     for outcome in outcomes:
         text = _connect_result(outcome, what.protocol)
         results[text] = results.get(text, 0.0) + outcome.probability
         walks = [walk for walk in (outcome.forward, outcome.reply, outcome.data) if walk is not None]
         lines += minimal(outcome.probability, walks, text, alone=len(outcomes) == 1)
-        rules |= {rule for walk in walks for rule in _rules(walk.steps)}
+        rules.append({rule for walk in walks for rule in _rules(walk.steps)})
     lasting = what.protocol == Protocol.TCP and any(one.client_sees == View.CONNECTED for one in outcomes)
-    seen = Seen(results=results, rules=frozenset(rules), every=not lasting and ":" not in what.dst)
-    return seen, tuple(lines)
+    return _seen(results, rules, all_told=not lasting and ":" not in what.dst), tuple(lines)
+
+
+def _seen(results: dict[str, float], rules: list[set[Rule]], *, all_told: bool) -> Seen:
+    """Put the ways of one trial together; neighbour discovery hits rules of ip6tables besides, so there not `all_told`."""
+    return Seen(
+        results=results,
+        rules=frozenset(set.intersection(*rules)),
+        at_most=frozenset(set.union(*rules)) if all_told else None,
+    )
 
 
 def _connect_result(outcome: FlowOutcome, protocol: Protocol) -> str:
@@ -90,7 +98,7 @@ def _connect_result(outcome: FlowOutcome, protocol: Protocol) -> str:
             errno, about = icmp.errno_of(back), f"{back.icmp_type}/{back.icmp_code} by {back.src}"
         else:
             errno = "ECONNREFUSED"
-    if error is not None and not about:
+    if error is not None and outcome.forward.place is not None and outcome.forward.place.stage == Stage.ROUTE:
         local = ""  # refused before there was anything to send
     answered = view == View.CONNECTED and protocol not in ICMP and server is not None and not outcome.stalls
     return connect_text(
@@ -125,7 +133,7 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
     arriving = Transmission(next_hop=Hop(NetNodeType.NODE, target), link=link, frame=frame, device=what.dev)
     results: dict[str, float] = {}
     lines: list[str] = []
-    rules: set[Rule] = set()
+    rules: list[set[Rule]] = []
     ways = [
         result
         for course in follow(nodes, target, nodes.get(target).receive(arriving, flow))
@@ -136,11 +144,11 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
         results[text] = results.get(text, 0.0) + outcome.probability
         walks = [outcome.forward, *([outcome.reply] if outcome.reply else [])]
         lines += minimal(outcome.probability, walks, text, alone=len(ways) == 1)
-        rules |= {rule for walk in walks for rule in _rules(walk.steps)}
+        rules.append({rule for walk in walks for rule in _rules(walk.steps)})
     if len(ways) == 1:
         _, course, back = ways[0]
         flow = back.flow if back is not None else course.flow
-    return Seen(results=results, rules=frozenset(rules), every=":" not in what.packet.dst), tuple(lines), flow
+    return _seen(results, rules, all_told=":" not in what.packet.dst), tuple(lines), flow
 
 
 def _answered(diagnostor: Diagnostor, course: Course) -> list[Result]:

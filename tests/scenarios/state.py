@@ -6,7 +6,9 @@ addresses, carriers, a vxlan's smaller MTU. The kernel's runner compares it with
 
 from collections.abc import Iterator
 
-from tasks.skoop.model.addr import Ip, Mac, ip_int, parse_ip, parse_net
+from msgspec.structs import replace
+
+from tasks.skoop.model.addr import Ip, ip_int, parse_ip, parse_net
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId, node_netns
 from tasks.skoop.model.packet import Protocol
@@ -35,6 +37,7 @@ PER_DEVICE4 = {
     "arp_ignore": 0,
     "arp_filter": 0,
     "arp_announce": 0,
+    "proxy_arp_pvlan": 0,
     "send_redirects": 0,
     "ignore_routes_with_linkdown": 0,
     "src_valid_mark": 0,
@@ -74,16 +77,14 @@ def carrier(scenario: Scenario, space: str, name: str) -> bool:
 
 def _netns(scenario: Scenario, space: Space) -> NetNS:
     six = scenario.six and space.name != BENCH
-    lo = space.devices.get("lo") or Device(name="lo", kind="loopback", index=1, mac=Mac("00:00:00:00:00:00"))
-    devices = [lo, *(device for device in space.devices.values() if device.name != "lo")]
     sysctls = sysctls_of(space, six=six)
-    links = tuple(_interface(scenario, space, device, six=six) for device in devices)
+    links = tuple(_interface(scenario, space, device, six=six) for device in space.devices.values())
     own = tuple(route for link in links if link.up for route in _own_routes(link, sysctls, six=six))
     families = (4, 6) if six else (4,)
     return NetNS(
         id=netns_of(space.name),
         interfaces=links,
-        routes=_flagged((*own, *routes_of(space)), links),
+        routes=_flagged((*own, *routes_of(space)), links, sysctls),
         rules=tuple(rule for family in families for rule in rules_of(space, family)),
         neighbours=neighbours_of(space),
         fdb=fdb_of(space),
@@ -114,7 +115,7 @@ def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -
         addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], lo=lo)),
         vxlan=vxlan,
         bridge=_bridge(device) if device.kind == "bridge" else None,
-        port=_port(device) if device.master else None,
+        port=_port(device, space.devices[device.master]) if device.master else None,
     )
 
 
@@ -140,7 +141,7 @@ def _addresses(texts: list[str], *, lo: bool) -> list[Address]:
             Address(
                 ip=parse_ip(ip),
                 prefixlen=int(length),
-                scope="host" if ip in ("127.0.0.1", "::1") and lo else "global",
+                scope="host" if ip in ("127.0.0.1", "::1") and lo else "link" if ip.startswith("fe80:") else "global",
                 secondary=first and ":" not in ip,
             )
         )
@@ -163,9 +164,10 @@ def _bridge(device: Device) -> Bridge:
     return Bridge(nf_call_iptables=device.word("nf_call_iptables") == "1")
 
 
-def _port(device: Device) -> BridgePort:
+def _port(device: Device, bridge: Device) -> BridgePort:
     flags = device.port_flags
     return BridgePort(
+        state="forwarding" if bridge.up and device.up else "disabled",
         hairpin="hairpin" in flags,
         isolated="isolated" in flags,
         flood="noflood" not in flags,
@@ -189,7 +191,7 @@ def base_sysctls(names: list[str], *, six: bool) -> dict[str, str]:
 
 def sysctls_of(space: Space, *, six: bool) -> dict[str, str]:
     """Return the settings after a scenario's own are written, in order, with what the kernel copies from one to others."""
-    names = list(dict.fromkeys(["lo", *space.devices]))
+    names = list(space.devices)
     found = base_sysctls(names, six=six)
     for key, value in space.sysctls:
         found[key] = value
@@ -245,14 +247,12 @@ def _last(net: str) -> str:
 
 def _routes6(link: Interface, address: Address, *, forwarding: bool) -> list[Route]:
     found = [_made(link, f"{address.ip}/128", type="local", table=255)]
-    if link.name == "lo":
+    if address.ip == "::1":
         return found
     net = parse_net(f"{address.ip}/{address.prefixlen}")
-    metric = 256
-    if address.prefixlen < 128:
-        found.append(_made(link, net, metric=metric))
-    else:
-        found.append(_made(link, net, metric=metric))
+    found.append(_made(link, net, metric=256))
+    if link.name == "lo":
+        return found
     if forwarding and address.prefixlen < 127:
         found.append(_made(link, f"{net.partition('/')[0]}/128", type="anycast", table=255))
     return found
@@ -262,18 +262,16 @@ def _made(link: Interface, dst: str, **more: object) -> Route:
     return Route(dst=parse_net(dst), nexthops=(NextHop(dev=link.name),), protocol="kernel", **more)  # type: ignore[arg-type]
 
 
-def _flagged(routes: tuple[Route, ...], links: tuple[Interface, ...]) -> tuple[Route, ...]:
-    """Mark the next hops whose device has no carrier, as a dump shows them; local and broadcast routes keep quiet."""
-    from msgspec.structs import replace
-
+def _flagged(routes: tuple[Route, ...], links: tuple[Interface, ...], sysctls: dict[str, str]) -> tuple[Route, ...]:
+    """Mark the next hops whose device has no carrier, as a dump shows them (fib_nexthop_info); own addresses stay."""
     without = {link.name for link in links if link.up and not link.carrier}
-    if not without:
-        return routes
+    ignored = {dev for dev in without if sysctls[f"net/ipv4/conf/{dev}/ignore_routes_with_linkdown"] == "1"}
+
+    def hop(one: NextHop) -> NextHop:
+        return replace(one, linkdown=True, dead=one.dev in ignored) if one.dev in without else one
+
     return tuple(
-        replace(
-            route,
-            nexthops=tuple(replace(hop, linkdown=hop.linkdown or hop.dev in without) for hop in route.nexthops),
-        )
+        route if route.type == "local" else replace(route, nexthops=tuple(hop(one) for one in route.nexthops))
         for route in routes
     )
 

@@ -97,6 +97,9 @@ def _device_towards(space: Space, gateway: str) -> str:
     for device in space.devices.values():
         if any(contains(parse_net(text), parse_ip(gateway)) for text in device.addresses):
             return device.name
+    for words in space.routes:
+        if words[1:2] == ["dev"] and contains(parse_net(words[0]), parse_ip(gateway)):
+            return words[2]
     raise ValueError(f"{gateway} is on no link of {space.name}: give the device")
 
 

@@ -7,7 +7,7 @@ expected, rules that only count, policies that accept.
 from collections.abc import Iterator, Sequence
 
 from tasks.skoop.model.packet import Packet
-from tasks.skoop.model.trace import Outcome, Place, Stage, Step, Walk
+from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, Step, Walk
 
 TRANSLATIONS = ("dnat", "snat", "masquerade", "redirect", "netmap")
 _QUIET = (Stage.NEIGHBOUR,)
@@ -24,8 +24,9 @@ def minimal(probability: float, walks: Sequence[Walk], result: str, *, alone: bo
 
 def walk_lines(walk: Walk) -> list[str]:
     """Return the lines of one walk, its end last."""
-    lines = [line for line in map(_line, _joined(walk.steps)) if line]
     place = walk.place
+    steps = [step for step in walk.steps if step.place != place or step.action not in _ENDS]
+    lines = [line for line in map(_line, _joined(steps)) if line]
     if place is not None:
         where = f"{_short(place.netns)} {place_text(place)}".rstrip()
         lines.append(f"{where} {_end(walk)}")
@@ -35,6 +36,8 @@ def walk_lines(walk: Walk) -> list[str]:
 def _end(walk: Walk) -> str:
     if walk.outcome == Outcome.DELIVERED:
         return "deliver"
+    if walk.reason == Reason.NETFILTER_REJECT:
+        return walk.detail
     return f"{walk.outcome} {walk.reason}".rstrip()
 
 
@@ -45,7 +48,9 @@ def _short(netns: str) -> str:
 def place_text(place: Place) -> str:
     """Return a place as `nat/PREROUTING#1`, `route 10.0.0.0/24`, `socket tcp 10.0.0.1:80` …"""
     if place.stage == Stage.NETFILTER:
-        mark = {("nft", 4): "nft ", ("nft", 6): "nft ipv6 ", ("legacy", 6): "ipv6 "}.get((place.backend, place.family), "")
+        mark = {("nft", 4): "nft ", ("nft", 6): "nft ipv6 ", ("legacy", 6): "ipv6 "}.get(
+            (place.backend, place.family), ""
+        )
         return f"{mark}{place.table}/{place.chain}" + (f"#{place.rule}" if place.rule else " policy")
     return " ".join(part for part in (place.stage, place.dev, place.key) if part)
 
@@ -75,7 +80,7 @@ def _line(step_and_before: tuple[Step, Packet | None]) -> str:
     step, before = step_and_before
     place, after = step.place, step.packet
     netns = _short(place.netns)
-    if step.action in _ENDS and (place.stage != Stage.NETFILTER or place.rule == 0) or step.action == "send":
+    if step.action == "send":
         return ""
     if place.stage == Stage.NETFILTER:
         if step.action == "policy" or (not place.rule and step.action != "assume"):

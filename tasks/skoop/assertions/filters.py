@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tasks.skoop.assertions import witness
 from tasks.skoop.assertions.codes import suspect
-from tasks.skoop.assertions.rules import TableView, conditions, network, plain, tables_of, target_option
+from tasks.skoop.assertions.rules import TableView, conditions, lost_its_match, network, plain, tables_of, target_option
 from tasks.skoop.assertions.scene import Scene
 from tasks.skoop.model.addr import Ip, Net, bounds, ip_version
 from tasks.skoop.model.packet import Protocol
@@ -89,7 +89,8 @@ def _strays(scene: Scene, view: TableView, hook: str, samples: list[witness.Samp
     addresses = _pod_addresses(scene, view.family)
     tried = 0
     for chain, position, rule in view.reachable(hook):
-        if rule.target.name not in ("DROP", "REJECT") or chain.startswith(OWNED):
+        owned = chain.startswith(OWNED) and not lost_its_match(chain, rule)
+        if rule.target.name not in ("DROP", "REJECT") or owned:
             continue
         tried += 1
         if tried > MAX_RULES:

@@ -10,11 +10,14 @@ from tasks.skoop.model.addr import Ip, ip_version
 from tasks.skoop.model.cluster import ContainerPort, PodMeta
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.suspicion import InsertRule, Suspicion
+from tasks.skoop.model.xtables import Rule
 
 
 def host_port_suspicions(scene: Scene) -> Iterator[Suspicion]:
     """Yield host ports of a node's pods that no nat rule translates (unless something listens there, or nftables may do it)."""
-    if scene.node is None or scene.netns.lacks(Section.IPTABLES) is not None or scene.netns.nft:
+    if scene.node is None or scene.netns.lacks(Section.IPTABLES) is not None:
+        return
+    if any(kind == "nat" for table in scene.netns.nft for _, kind, _, _, _ in table.hooks):
         return
     for pod in scene.cluster.pods_on(scene.node.name):
         for port in pod.ports:
@@ -48,12 +51,21 @@ def _port(scene: Scene, pod: PodMeta, port: ContainerPort, ip: Ip) -> Iterator[S
 
 
 def _leads(view: TableView, port: ContainerPort, to: str) -> bool:
-    """Say whether some rule that is reached from PREROUTING translates the host port to the pod."""
+    """Say whether a rule that is reached from PREROUTING asks for the host port and translates to the pod, or jumps to where."""
     for _, _, rule in view.reachable("PREROUTING"):
-        fits = dport(rule) in (None, port.host_port) and plain(rule, "proto") in (None, port.protocol)
-        if rule.target.name == "DNAT" and target_option(rule, "to-destination") == to and fits:
+        if not _asks_for(rule, port.host_port):
+            continue
+        if rule.target.name == "DNAT" and target_option(rule, "to-destination") == to:
+            return True
+        inner = view.reachable(rule.target.name)
+        if any(known.target.name == "DNAT" and target_option(known, "to-destination") == to for _, _, known in inner):
             return True
     return False
+
+
+def _asks_for(rule: Rule, port: int) -> bool:
+    several = plain(rule, "multiport", "dports") or ""
+    return dport(rule) == port or str(port) in several.split(",")
 
 
 def _listens(scene: Scene, port: ContainerPort) -> bool:

@@ -22,6 +22,19 @@ FINAL_TARGETS = frozenset(
 """Targets after which the chain is not walked on."""
 
 
+NEVER_BARE = frozenset(
+    (
+        "KUBE-FIREWALL",
+        "KUBE-FORWARD",
+        "KUBE-SERVICES",
+        "KUBE-EXTERNAL-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-PROXY-FIREWALL",
+    )
+)
+"""Chains whose DROP and REJECT rules always have a condition."""
+
+
 def option(rule: Rule, name: str, key: str) -> tuple[bool, str] | None:
     """Return (negated, value) of an option of a match (`("dst", "dst")`, `("tcp", "dport")`), None if the rule has none."""
     for match in rule.matches:
@@ -76,6 +89,11 @@ def probability(rule: Rule) -> float | None:
 def conditions(rule: Rule) -> tuple[str, ...]:
     """Return the names of the matches that can stop the rule from matching."""
     return tuple(match.name for match in rule.matches if match.name not in NO_CONDITION)
+
+
+def lost_its_match(chain: str, rule: Rule) -> bool:
+    """Say whether a rule of kube-proxy or kubelet stops everything: none of theirs does, unless a condition got lost."""
+    return chain in NEVER_BARE and rule.target.name in ("DROP", "REJECT") and not conditions(rule)
 
 
 def has_match(rule: Rule, name: str) -> bool:

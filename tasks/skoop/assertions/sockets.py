@@ -55,10 +55,13 @@ def target_suspicions(cluster: Cluster) -> Iterator[Suspicion]:
         if all(unserved.get(end) == [] for end in ends):
             told |= set(ends)
             yield _wrong_port(cluster, service, ends)
-    for target, waiting in unserved.items():
+    pods: dict[tuple[NetnsId, int, Protocol], list[Served]] = {}
+    for target in unserved:
         if target not in told:
-            served = list(dict.fromkeys(service for service, _ in targets[target]))
-            yield _unserved(cluster, target, served, waiting)
+            pods.setdefault((target.netns, target.port, target.protocol), []).append(target)
+    for ends in pods.values():
+        served = list(dict.fromkeys(service for end in ends for service, _ in targets[end]))
+        yield _unserved(cluster, ends, served, unserved[ends[0]])
 
 
 def _targets(cluster: Cluster) -> Mapping[Served, list[tuple[str, str]]]:
@@ -123,8 +126,9 @@ def _wrong_port(cluster: Cluster, service: str, ends: list[Served]) -> Suspicion
     )
 
 
-def _unserved(cluster: Cluster, target: Served, services: list[str], waiting: list[Socket]) -> Suspicion:
-    """Return why one endpoint does not serve its port, while others of the Service do."""
+def _unserved(cluster: Cluster, ends: list[Served], services: list[str], waiting: list[Socket]) -> Suspicion:
+    """Return why one pod does not serve a port on its addresses, while others of the Service do."""
+    target = ends[0]
     name = target.netns.removeprefix("pod/")
     serves = (
         f"{', '.join(services)} {'sends' if len(services) == 1 else 'send'} connections to {target.ip}:{target.port}"
@@ -142,7 +146,7 @@ def _unserved(cluster: Cluster, target: Served, services: list[str], waiting: li
         place=_place(target.netns, target.protocol, target.port),
         seen=", ".join(f"{s.ip}:{s.port} {s.process}".rstrip() for s in waiting) or _listening(cluster, target),
         expected=f"{target.protocol} {_listener(target).socket.ip}:{target.port}",
-        changes=(_listener(target),),
+        changes=[_listener(end) for end in ends],
     )
 
 

@@ -143,7 +143,7 @@ def stopped_at(results: tuple[TableResult, ...]) -> Place | None:
 
 
 def fitted(sample: Sample, rule: Rule) -> Sample | None:
-    """Return the sample changed to what the rule asks for, None if a rule like this is not meant for such packets."""
+    """Return the sample with the protocol and port that a rule asks for, None if the rule is not for new TCP or UDP flows."""
     packet = sample.packet
     protocol = plain(rule, "proto")
     if protocol is not None and protocol != packet.protocol:
@@ -158,10 +158,6 @@ def fitted(sample: Sample, rule: Rule) -> Sample | None:
     port = dport(rule)
     if port is not None:
         packet = packet.with_(dport=port)
-    for name, ip in (("src", packet.src), ("dst", packet.dst)):
-        wanted = network(rule, name)
-        if wanted is not None and not contains(wanted, ip):
-            return None
     state = option(rule, "conntrack", "ctstate") or option(rule, "state", "state")
     if state is not None and ("NEW" in state[1]) == state[0]:
         return None

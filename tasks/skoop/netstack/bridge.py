@@ -7,7 +7,7 @@ filtering (`unknown`), multicast snooping, learning during the walk.
 """
 
 from tasks.skoop.model.addr import Mac
-from tasks.skoop.model.state import Interface
+from tasks.skoop.model.state import Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
@@ -73,15 +73,20 @@ def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[
     """The translated frame stays on the bridge: on to its new destination's link-layer address."""
     packet = skb.packet
     target = leg.nexthop.via or packet.dst
+    place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
+    if (gap := ns.gap(Section.NEIGHBOURS)) is not None:
+        return [skb.unknown(gap, place)]
     entry = ns.neighbour(bridge.name, target)
     if entry is not None and entry.mac is not None:
         macs: tuple[Mac, ...] = (entry.mac,)
     else:
-        macs = ns.wire.resolve(ns.id, bridge.name, target, None).macs
+        answers = ns.wire.resolve(ns.id, bridge.name, target, None)
+        macs = answers.macs
+        if not macs and answers.missing:
+            return [skb.unknown(answers.missing[0], place)]
     if not macs:
         skb.out_dev = bridge.name
         return [failed(ns, skb, target)]
-    place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
     ways = []
     for mac in macs:
         way = skb if len(macs) == 1 else skb.clone()
@@ -95,6 +100,8 @@ def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[
 def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     """Look the destination up: ourselves, a port, or unknown."""
     bridge = ns.links[skb.bridge]
+    if (gap := ns.gap(Section.FDB)) is not None:
+        return [skb.unknown(gap, ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac))]
     entry = ns.bridge_fdb.get((bridge.name, skb.dst_mac))
     if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
         skb.in_dev = bridge.name
@@ -102,7 +109,11 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.at = At.IP_RCV
         return [skb]
     ingress = ns.links[skb.phys_in]
-    port = _egress(ns, bridge, skb.dst_mac, ingress)
+    learnt = ingress.port is None or ingress.port.learning
+    if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
+        port: Interface | None = ingress
+    else:
+        port = _egress(ns, bridge, skb.dst_mac, ingress)
     if port is None:
         return _flooded(ns, skb, bridge, ingress)
     refused = _may_not_deliver(port, ingress)
@@ -144,7 +155,8 @@ def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | Non
             return port if entry.sticky else _roamed(ns, bridge, mac, port)
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
-        if floods and port is not ingress and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
+        back = port is ingress and not (port.port and port.port.hairpin)
+        if floods and not back and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
             return port
     return None
 
@@ -193,8 +205,10 @@ def _to_port(ns: Namespace, skb: Skb, port: Interface) -> Skb:
 def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     """The host itself sends by the bridge."""
     bridge = ns.links[skb.out_dev]
-    port = _egress(ns, bridge, skb.dst_mac, None)
     place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
+    if (gap := ns.gap(Section.FDB)) is not None:
+        return [skb.unknown(gap, place)]
+    port = _egress(ns, bridge, skb.dst_mac, None)
     if port is None:
         detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]

@@ -184,11 +184,15 @@ def translate_error(packet: Packet, conn: Conn, is_reply: bool, *, source: bool)
         return packet
     quoted = conn.original if is_reply else conn.reply  # what the quoted packet looked like before this manipulation
     target = inverted(quoted)
+    if inner.protocol in (Protocol.ICMP, Protocol.ICMPV6):  # both ports of the tuple are the identifier
+        inner = inner.with_(sport=quoted.sport)
+    elif source:
+        inner = inner.with_(dport=quoted.dport)
+    else:
+        inner = inner.with_(sport=quoted.sport)
     if source:
-        inner = inner.with_(dst=quoted.dst, dport=quoted.dport)
-        return packet.with_(src=target.src, inner=inner)
-    inner = inner.with_(src=quoted.src, sport=quoted.sport)
-    return packet.with_(dst=target.dst, inner=inner)
+        return packet.with_(src=target.src, inner=inner.with_(dst=quoted.dst))
+    return packet.with_(dst=target.dst, inner=inner.with_(src=quoted.src))
 
 
 Flow = Mapping[str, tuple[Conn, ...]]

@@ -339,7 +339,7 @@ def select_source(interfaces: Sequence[Interface], dev: str, towards: Ip, scope:
         for address in usable_addresses(link, 4):
             if address.secondary or _SCOPE_ORDER.get(address.scope, 0) > limit:
                 continue
-            if contains(_subnet(address), towards):
+            if contains(subnet_of(address), towards):
                 return address.ip
             first = first or address.ip
     if first is not None:
@@ -352,7 +352,8 @@ def select_source(interfaces: Sequence[Interface], dev: str, towards: Ip, scope:
     return None
 
 
-def _subnet(address: Address) -> Net:
+def subnet_of(address: Address) -> Net:
+    """Return the network that an address is in: its peer's where it has one."""
     return parse_net(f"{address.peer or address.ip}/{address.prefixlen}")
 
 

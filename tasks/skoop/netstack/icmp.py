@@ -7,7 +7,7 @@ or absent under load, not for one packet (KERNEL.md 1.3 has the numbers).
 
 from tasks.skoop.model.addr import Ip, is_multicast
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
-from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.fib import FlowKey, Leg, select_source
 from tasks.skoop.netstack.namespace import Namespace
 
 NET_UNREACH = (3, 0)
@@ -96,7 +96,12 @@ def own_source(ns: Namespace, dst: Ip, dev: str = "") -> Ip | None:
         return dst
     leg = found.legs[0]
     scope = found.route.scope if found.route else "global"
-    return select_source(ns.state.interfaces, dev or leg.dev, leg.nexthop.via or dst, scope)
+    return select_source(ns.state.interfaces, dev or leg.dev, seen_from(leg, dst), scope)
+
+
+def seen_from(leg: Leg, dst: Ip) -> Ip:
+    """Return what a source address should suit: IPv4's next hop (fib_result_prefsrc), IPv6's destination (RFC 6724)."""
+    return dst if ":" in dst else leg.nexthop.via or dst
 
 
 def error_about(
@@ -104,15 +109,18 @@ def error_about(
 ) -> Packet | None:
     """Return the ICMP error about a packet, or None where the kernel sends none (RFC 1122 3.2.2, icmp_send).
 
-    `to_local`: the packet was for an address of ours, which then is the error's source; else the source is the address
-    towards the sender (or of `in_dev` if icmp_errors_use_inbound_ifaddr).
+    `to_local`: the packet was not to be forwarded; if its destination is ours that is the error's source. Else the source is
+    the address towards the sender (or of `in_dev` if icmp_errors_use_inbound_ifaddr).
     """
     if packet.is_icmp_error or is_multicast(packet.dst) or packet.src in ("0.0.0.0", "::"):
         return None
     if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) and packet.icmp_type in (0, 5, 129, 137):
         return None
     inbound = in_dev if ns.sysctl("net/ipv4/icmp_errors_use_inbound_ifaddr") else ""
-    src = packet.dst if to_local else own_source(ns, packet.src, inbound)
+    ours = to_local and ns.is_local(
+        packet.dst
+    )  # RTCF_LOCAL: a local packet that OUTPUT refuses may be for another host
+    src = packet.dst if ours else own_source(ns, packet.src, inbound)
     if src is None:
         return None
     version6 = packet.version == 6

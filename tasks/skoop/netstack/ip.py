@@ -173,7 +173,10 @@ def _no_way(ns: Namespace, skb: Skb, found: Found | None) -> Skb:
     place = ns.place(Stage.ROUTE, key=key)
     answer = None
     if errno in _ERROR_OF:
-        answer = icmp.error_about(ns, skb.packet, _ERROR_OF[errno], to_local=False, in_dev=skb.in_dev)
+        kind = _ERROR_OF[errno]
+        if skb.packet.version == 6 and errno == "EHOSTUNREACH":
+            kind = icmp.NET_UNREACH  # ip6_pkt_discard answers for an unreachable route as for none
+        answer = icmp.error_about(ns, skb.packet, kind, to_local=False, in_dev=skb.in_dev)
     if answer is None:
         return skb.finish(Outcome.DROPPED, reason, place, f"{what} to {skb.packet.dst}")
     return skb.finish(
@@ -217,6 +220,12 @@ def _to_transport(ns: Namespace, skb: Skb) -> Skb:
     packet = skb.packet
     if packet.encap is not None:
         return vxlan_rcv(ns, skb)
+    if (virtual := ns.virtual_server(packet)) is not None:
+        place = ns.place(Stage.IPVS, key=_end_of(packet))
+        skb.missing = (*skb.missing, f"{ns.id}: what IPVS does with {virtual}")
+        return skb.finish(
+            Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "virtual servers are not simulated", action="unknown"
+        )
     if packet.inner is not None:
         return skb.finish(
             Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"
@@ -228,6 +237,11 @@ def _to_transport(ns: Namespace, skb: Skb) -> Skb:
     if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6):
         return _echo(ns, skb)
     return _to_socket(ns, skb)
+
+
+def _to_many(skb: Skb) -> bool:
+    """Say whether the packet is for a broadcast or multicast address (RTCF_BROADCAST, RTCF_MULTICAST)."""
+    return skb.found is not None and skb.found.type in ("broadcast", "multicast")
 
 
 def _end_of(packet: Packet) -> str:
@@ -244,6 +258,9 @@ def _echo(ns: Namespace, skb: Skb) -> Skb:
         )
     if ns.sysctl(key):
         return _dropped(ns, skb, Reason.ECHO_IGNORED, Stage.SYSCTL, key, "the host ignores pings")
+    key = "net/ipv6/icmp/echo_ignore_multicast" if v6 else "net/ipv4/icmp_echo_ignore_broadcasts"
+    if _to_many(skb) and ns.sysctl(key, 0 if v6 else 1):
+        return _dropped(ns, skb, Reason.ECHO_IGNORED, Stage.SYSCTL, key, "the host ignores pings to many")
     answer = packet.with_(
         src=packet.dst,
         dst=packet.src,
@@ -268,7 +285,12 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
     place = ns.place(Stage.SOCKET, dev=skb.in_dev, key=_end_of(packet))
     if (why := ns.state.lacks(Section.SOCKETS)) is not None:
         return _lacking(ns, skb, Stage.SOCKET, _end_of(packet), f"sockets ({why})")
-    socket = ns.listener(packet, skb.in_dev)
+    if packet.protocol == Protocol.TCP and _to_many(skb):
+        detail = f"TCP does not answer to the {skb.found.type if skb.found else ''} address {packet.dst}"
+        return _dropped(ns, skb, Reason.IP_INVALID_DEST, Stage.SOCKET, _end_of(packet), detail)
+    # inet_iif: what one sends to oneself counts as coming in on the device that has the address
+    over_lo = skb.leg is not None and skb.local_route
+    socket = ns.listener(packet, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev)
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
@@ -292,7 +314,9 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
         answer = icmp.reset_for(packet)
         related = False
     else:
-        answer = icmp.error_about(ns, packet, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
+        answer = None
+        if not _to_many(skb):  # icmp_send: never about a broadcast
+            answer = icmp.error_about(ns, packet, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
         related = True
     if answer is None or packet.tcp_flags == TcpFlags.RST:
         return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, detail)
@@ -368,6 +392,9 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno or not found.legs:
         return [_local_failure(ns, skb, found)]
+    if found.type == "broadcast" and not skb.originated:  # tcp_v4_connect, ip4_datagram_connect without SO_BROADCAST
+        refusal = "ENETUNREACH" if packet.protocol == Protocol.TCP else "EACCES"
+        return [_local_failure(ns, skb, replace(found, errno=refusal))]
     ways = []
     legs = legs_for(ns, skb, found, src="", dst=packet.dst)
     for leg in legs:
@@ -395,7 +422,7 @@ def _source(ns: Namespace, found: Found, leg: Leg, dst: Ip) -> Ip | None:
     if route is not None and route.prefsrc is not None:
         return route.prefsrc
     scope = route.scope if route else "global"
-    return select_source(ns.state.interfaces, leg.dev, leg.nexthop.via or dst, scope)
+    return select_source(ns.state.interfaces, leg.dev, icmp.seen_from(leg, dst), scope)
 
 
 def _local_failure(ns: Namespace, skb: Skb, found: Found | None) -> Skb:

@@ -18,6 +18,7 @@ from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NeighbourSta
 from tasks.skoop.model.trace import Place, Stage, Step
 from tasks.skoop.netstack.conntrack import Known
 from tasks.skoop.netstack.fib import FlowKey, Router
+from tasks.skoop.netstack.nftables.compile import BaseChains, compile_chains
 from tasks.skoop.netstack.xtables.api import CompiledTables, Hook
 from tasks.skoop.netstack.xtables.compile import compile_tables
 
@@ -29,13 +30,15 @@ class Answers(Struct, frozen=True, kw_only=True):
     """Who answers a request for an address: no MAC, one, or several (an address that two hosts have); `by` which devices.
 
     `outside`: the link leads to where nothing was collected, so that somebody there may answer. `stopped` are the steps by
-    which the packet filter stopped the question or an answer (neighbour discovery is IPv6 traffic like any other).
+    which the packet filter stopped the question or an answer (neighbour discovery is IPv6 traffic like any other). `missing` is
+    what would have to be known of those who heard the question and may have answered.
     """
 
     macs: tuple[Mac, ...] = ()
     by: tuple[tuple[NetnsId, str], ...] = ()
     outside: bool = False
     stopped: tuple[Step, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 class Wire(Contract):
@@ -46,6 +49,10 @@ class Wire(Contract):
 
     def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
+
+
+ESSENTIAL = (Section.LINKS, Section.ROUTES, Section.RULES, Section.SYSCTLS, Section.NFT)
+"""Sections without which nothing can be said of a packet in the namespace; others are asked for where they decide."""
 
 
 class Namespace:
@@ -80,6 +87,11 @@ class Namespace:
         """The packet filter's tables."""
         return compile_tables(self.state)
 
+    @cached_property
+    def base_chains(self) -> BaseChains:
+        """The base chains of native nftables tables."""
+        return compile_chains(self.state)
+
     def plan(self, family: int, hook: Hook) -> "tuple[Op, ...]":
         """Return what runs at a hook, in order (made once by `netfilter.plan`)."""
         slot = (family, hook)
@@ -92,6 +104,15 @@ class Namespace:
     def tracks(self, family: int) -> bool:
         """Say whether the kernel tracks connections here at all (only if some rule needs it; KERNEL.md 4.2)."""
         return self.tables.needs_conntrack.get(family, False)
+
+    # --- gaps ----------------------------------------------------------------------------------------------------
+
+    def gap(self, *sections: Section) -> str | None:
+        """Return which of the sections (by default the essential ones) is missing and why, or None if all are there."""
+        for section in sections or ESSENTIAL:
+            if (why := self.state.lacks(section)) is not None:
+                return f"{self.id}: {section} ({why})"
+        return None
 
     # --- places --------------------------------------------------------------------------------------------------
 
@@ -202,6 +223,15 @@ class Namespace:
             if score >= 0 and (best is None or score > best[0]):
                 best = (score, socket)
         return best[1] if best else None
+
+    def virtual_server(self, packet: Packet) -> str | None:
+        """Return the virtual service of IPVS that takes a packet to a local address (ip_vs_in), or None."""
+        for service in self.state.ipvs:
+            if service.fwmark and service.fwmark == packet.mark:
+                return f"fwmark {service.fwmark}"
+            if (service.protocol, service.ip) == (packet.protocol, packet.dst) and service.port in (0, packet.dport):
+                return f"{service.protocol} {service.ip}:{service.port}"
+        return None
 
     def has_socket(self, packet: Packet, *, transparent: bool, wildcard: bool) -> bool | None:
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""

@@ -1,20 +1,19 @@
 """What happens to a packet at a netfilter hook: every table of every back end, conntrack and NAT, in order of priority.
 
-Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1). Of
-tables with equal priority the dumps do not tell which runs first; they are taken in the order collected, which can matter only
-for the name of the dropper and for which of two NAT rules wins. Native nftables base chains with rules are `unknown` here.
+Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1). A native
+nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs first; they are
+taken in the order collected, which can matter only for the name of the dropper and for which of two NAT rules wins.
 """
 
 from enum import Enum, auto
 from ipaddress import IPv4Address, IPv6Address
-from json import loads
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, ip_int
-from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
-from tasks.skoop.model.state import NftTable, Section
+from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
+from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack, icmp
 from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
@@ -56,58 +55,60 @@ class OpKind(Enum):
     TRACK = auto()
     NAT = auto()
     CONFIRM = auto()
-    NATIVE = auto()
+
+
+Groups = tuple[tuple[CompiledTable, ...], ...]
+"""Tables in the order in which they run; those of one group in an order that is not known."""
 
 
 class Op(NamedTuple):
-    """One function registered at a hook."""
+    """One function registered at a hook. `tables` are what it evaluates: one, or for NAT all, those of equal priority together.
+
+    `reroutes`: a packet that it changes is looked up again (ipt_mangle_out, nf_route_table_hook4).
+    """
 
     priority: int
     kind: OpKind
-    tables: tuple[CompiledTable, ...] = ()
-    native: tuple[NftTable, str, str] | None = None
-    """(table, base chain, policy)."""
+    tables: Groups = ()
+    reroutes: bool = False
 
 
 def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
     """Return what runs at a hook, in order of priority."""
     ops: list[Op] = []
+    native = ns.base_chains.at(family, hook)
     for name, priority in _TABLES[hook]:
         ops += [
-            Op(priority, OpKind.TABLE, (table,))
+            Op(priority, OpKind.TABLE, ((table,),), reroutes=name == "mangle" and hook == Hook.OUTPUT)
             for table in ns.tables.tables.get((family, name), ())
             if table.has_chain(hook)
         ]
+    ops += [
+        Op(chain.priority, OpKind.TABLE, ((chain,),), reroutes=chain.type == "route")
+        for chain in native
+        if chain.type != "nat"
+    ]
     if ns.tracks(family):
         if hook in (Hook.PREROUTING, Hook.OUTPUT):
             ops.append(Op(_CONNTRACK, OpKind.TRACK))
-        nat = tuple(table for table in ns.tables.tables.get((family, "nat"), ()) if table.has_chain(hook))
         if hook in _NAT_DESTINATION:
-            ops.append(Op(_NAT_DST, OpKind.NAT, nat))
+            ops.append(Op(_NAT_DST, OpKind.NAT, _nat_tables(ns, family, hook, _NAT_DST)))
         if hook in _NAT_SOURCE:
-            ops.append(Op(_NAT_SRC, OpKind.NAT, nat))
+            ops.append(Op(_NAT_SRC, OpKind.NAT, _nat_tables(ns, family, hook, _NAT_SRC)))
             ops.append(Op(_CONFIRM, OpKind.CONFIRM))
-    ops += _native(ns, family, hook)
     return tuple(sorted(ops, key=lambda op: op.priority))
 
 
-def _native(ns: Namespace, family: int, hook: Hook) -> list[Op]:
-    ops = []
-    for table in ns.state.nft:
-        if table.family not in ("inet", "ip" if family == 4 else "ip6"):
-            continue
-        for chain, _, at, priority, policy in table.hooks:
-            if at.upper() == hook and (policy == "drop" or _has_rules(table, chain)):
-                ops.append(Op(priority, OpKind.NATIVE, (), (table, chain, policy)))
-    return ops
-
-
-def _has_rules(table: NftTable, chain: str) -> bool:
-    for text in table.objects:
-        rule = loads(text).get("rule")
-        if rule and rule.get("chain") == chain:
-            return True
-    return False
+def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
+    """Return what decides about NAT at a hook by priority: all are called from one place, whatever their own (nf_nat_register_fn)."""
+    found: dict[int, tuple[CompiledTable, ...]] = {}
+    tables: list[tuple[int, CompiledTable]] = [
+        (usual, table) for table in ns.tables.tables.get((family, "nat"), ()) if table.has_chain(hook)
+    ]
+    tables += [(chain.priority, chain) for chain in ns.base_chains.at(family, hook) if chain.type == "nat"]
+    for priority, table in tables:
+        found[priority] = (*found.get(priority, ()), table)
+    return tuple(group for _, group in sorted(found.items()))
 
 
 def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
@@ -134,23 +135,8 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
             return [skb]
         case OpKind.NAT:
             return _nat(ns, skb, hook, op.tables)
-        case OpKind.NATIVE:
-            return [_unknown_native(ns, skb, hook, op)]
         case OpKind.TABLE:
-            return _filter(ns, skb, hook, op.tables[0])
-
-
-def _unknown_native(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> Skb:
-    assert op.native is not None
-    table, chain, policy = op.native
-    place = Place(
-        netns=ns.id, stage=Stage.NETFILTER, backend="nft", hook=hook, table=f"{table.family} {table.name}", chain=chain
-    )
-    if not _has_rules(table, chain):
-        return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, f"policy {policy} of an empty chain")
-    what = f"{ns.id}: native nftables rules of table {table.family} {table.name}, chain {chain}"
-    skb.missing = (*skb.missing, what)
-    return skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "native nftables rules are not evaluated yet")
+            return _filter(ns, skb, hook, op.tables[0][0], reroutes=op.reroutes)
 
 
 def _view(ns: Namespace, skb: Skb) -> ConnectionView:
@@ -158,7 +144,12 @@ def _view(ns: Namespace, skb: Skb) -> ConnectionView:
     if conn is None:
         return ConnectionView()
     return ConnectionView(
-        original=conn.original, reply=conn.reply, is_reply=skb.is_reply, status=conn.status(), mark=conn.mark
+        original=conn.original,
+        reply=conn.reply,
+        is_reply=skb.is_reply,
+        status=conn.status(),
+        mark=conn.mark,
+        zone=conn.zone,
     )
 
 
@@ -168,12 +159,13 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         hook=hook,
         packet=skb.packet,
         facts=ns,
-        in_dev="" if hook in (Hook.OUTPUT, Hook.POSTROUTING) else skb.in_dev,
+        # POSTROUTING is told where a forwarded packet came in (ip_output), but not of one that stays on a bridge
+        in_dev="" if hook == Hook.OUTPUT or (hook == Hook.POSTROUTING and skb.phys_out) else skb.in_dev,
         out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.hook_out,
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
-        local_uid=0 if skb.local else None,
+        local_uid=0 if skb.local or skb.originated else None,  # the kernel's own sockets are root's
         mac=skb.src_mac,
     )
 
@@ -190,7 +182,7 @@ def _ways(skb: Skb, results: tuple[TableResult, ...]) -> list[tuple[Skb, TableRe
     return pairs
 
 
-def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> list[Skb]:
+def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, reroutes: bool) -> list[Skb]:
     before = skb.packet
     done = []
     for way, result in _ways(skb, table.evaluate(_context(ns, skb, hook))):
@@ -202,14 +194,22 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> list[S
             way.packet = way.packet.with_(ct_state=CtState.UNTRACKED)
         if result.zone is not None:
             way.zone = result.zone
-        if result.connmark is not None and way.conn >= 0:
-            conn = replace(way.flow[ns.id][way.conn], mark=result.connmark)
-            way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, conn)
-        if hook == Hook.OUTPUT and table.name == "mangle" and way.packet.mark != before.mark:
+        _save_connmark(ns, way, result)
+        if reroutes and _routed_by(way.packet) != _routed_by(before):
             done += reroute(ns, way)
         else:
             done.append(way)
     return done
+
+
+def _routed_by(packet: Packet) -> tuple[int, Ip, Ip]:
+    return packet.mark, packet.src, packet.dst
+
+
+def _save_connmark(ns: Namespace, skb: Skb, result: TableResult) -> None:
+    if result.connmark is not None and skb.conn >= 0:
+        conn = replace(skb.flow[ns.id][skb.conn], mark=result.connmark)
+        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
 
 
 def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
@@ -223,8 +223,7 @@ def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
 
 def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
     """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
-    told = hook in (Hook.OUTPUT, Hook.POSTROUTING) and skb.local and not skb.kept
-    if told and skb.packet.protocol != Protocol.TCP and not skb.packet.is_icmp_error:
+    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP and not skb.packet.is_icmp_error:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)
     return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, detail)
@@ -334,7 +333,7 @@ def _confirm(ns: Namespace, skb: Skb) -> None:
 # --- NAT -------------------------------------------------------------------------------------------------------------
 
 
-def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
+def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     conn = skb.connection(ns.id)
     if conn is None or skb.untracked:
         return [skb]
@@ -352,21 +351,59 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...])
     ]
 
 
-def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, source: bool) -> list[Skb]:
+def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
     """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
 
-    Of two back ends' tables the one registered last runs first, which no dump tells: where both would translate, both orders
-    are followed (KERNEL.md 4.1).
+    Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would translate
+    in different ways, each is followed as the first (KERNEL.md 4.1).
     """
-    if len(tables) > 1 and all(_translates(ns, skb, hook, table) for table in tables):
-        ways = []
-        for first in tables:
-            way = skb.clone()
-            way.probability /= len(tables)
-            what = f"the {first.backend} nat table is taken to run first"
-            way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table="nat"), "assume", what)
-            ways += _consult(ns, way, hook, (first,), source=source)
-        return ways
+    undecided: list[Skb] = [skb]
+    decided: list[Skb] = []
+    for group in groups:
+        still: list[Skb] = []
+        for way in undecided:
+            for part, tables in _orders(ns, way, hook, group):
+                for after in _ask(ns, part, hook, tables):
+                    translated = after.end is not None or _is_done(ns, after, source=source)
+                    (decided if translated else still).append(after)
+        undecided = still
+    for way in undecided:
+        conn = way.flow[ns.id][way.conn]
+        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
+        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
+    return decided + undecided
+
+
+def _is_done(ns: Namespace, skb: Skb, *, source: bool) -> bool:
+    conn = skb.flow[ns.id][skb.conn]
+    return conn.src_done if source else conn.dst_done
+
+
+def _orders(
+    ns: Namespace, skb: Skb, hook: Hook, group: tuple[CompiledTable, ...]
+) -> list[tuple[Skb, tuple[CompiledTable, ...]]]:
+    """Return the packet with each order of tables that makes a difference; each takes its share of the probability."""
+    if len(group) == 1:
+        return [(skb, group)]
+    wishes = {}
+    for table in group:
+        wish = [result.nat for result in table.evaluate(_context(ns, skb, hook))]
+        if any(wish):
+            wishes[table] = wish
+    if len(wishes) < 2 or all(wish == next(iter(wishes.values())) for wish in wishes.values()):
+        return [(skb, group)]
+    found = []
+    for first in wishes:
+        way = skb.clone()
+        way.probability /= len(wishes)
+        what = f"the {first.backend} table {first.name} is taken to run first"
+        way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table=first.name), "assume", what)
+        found.append((way, (first, *(table for table in group if table is not first))))
+    return found
+
+
+def _ask(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
+    """Ask tables in this order; ways that one of them ended or translated do not see the next."""
     undecided, decided = [skb], []
     for table in tables:
         still = []
@@ -377,20 +414,14 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, .
                     after.redraw = True
                 if result.verdict != Verdict.ACCEPT:
                     decided.append(_refuse(ns, after, hook, result))
-                elif result.nat is None:
+                    continue
+                _save_connmark(ns, after, result)
+                if result.nat is None:
                     still.append(after)
                 else:
                     decided.append(_set_up(ns, after, hook, result.nat, result))
         undecided = still
-    for way in undecided:
-        conn = way.flow[ns.id][way.conn]
-        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
-        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
     return decided + undecided
-
-
-def _translates(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable) -> bool:
-    return any(result.nat is not None for result in table.evaluate(_context(ns, skb, hook)))
 
 
 def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: TableResult) -> Skb:

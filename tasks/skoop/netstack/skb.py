@@ -218,6 +218,12 @@ class Skb:
         self.end = End(outcome=outcome, reason=reason, place=place, detail=detail, **more)  # type: ignore[arg-type]  # fields of End
         return self
 
+    def unknown(self, missing: str, place: Place, detail: str = "") -> "Skb":
+        """End the way here because state is missing that would have to be known."""
+        self.missing = (*self.missing, missing)
+        detail = detail or f"not collected: {missing}"
+        return self.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail, action="unknown")
+
     def exit(self) -> Exit:
         """Return what leaves the namespace."""
         return Exit(

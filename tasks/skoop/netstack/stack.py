@@ -6,8 +6,10 @@ one table; each takes the packet one function further. The walk is bounded in fu
 
 from collections.abc import Callable, Mapping
 
-from tasks.skoop.model.packet import CtState, Frame, Packet
-from tasks.skoop.model.trace import Outcome, Reason, Stage
+from msgspec.structs import replace
+
+from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol
+from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import bridge, ip, neighbour, tunnel
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
@@ -69,7 +71,7 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
     while todo:
         skb = todo.pop()
         if skb.end is not None or skb.emit is not None:
-            done.append(skb.exit())
+            done.append(_settled(skb).exit())
             continue
         skb.budget -= 1
         if skb.budget <= 0:
@@ -85,6 +87,18 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
     return tuple(done)
 
 
+def _settled(skb: Skb) -> Skb:
+    """Add to an end what hangs on the way the packet came: whom the kernel tells of a drop."""
+    end = skb.end
+    if end is None:
+        return skb
+    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error  # still inside the sender's own system call
+    if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
+    return skb
+
+
 def send(
     ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False
 ) -> tuple[Exit, ...]:
@@ -96,6 +110,8 @@ def send(
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
     skb.local = True
     skb.answer = answer
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
     source = ip.Source.BOUND if bound else ip.Source.CHOSEN
     return run(ns, ip.route_output(ns, skb, oif=oif, source=source))
 
@@ -105,6 +121,8 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
     skb.originated = True
     skb.answer = True
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, ns.place(Stage.ROUTE, key=response.packet.dst)).exit(),)
     if response.port and response.macs is not None:
         skb.out_dev, (skb.src_mac, skb.dst_mac) = response.port, response.macs
         skb.at = At.DEV_XMIT
@@ -113,7 +131,8 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
     source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
-    return run(ns, ip.route_output(ns, skb, source=source))
+    ways = ip.route_output(ns, skb, source=source)
+    return run(ns, ways)
 
 
 def receive(
@@ -126,11 +145,11 @@ def receive(
     skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
     skb.answer = answer
     link = ns.links.get(dev)
-    if link is None:
-        place = ns.place(Stage.LINK, dev=dev)
-        skb.missing = (f"{ns.id}: link {dev}",)
-        return (skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"no such link: {dev}").exit(),)
     place = ns.place(Stage.LINK, dev=dev)
+    if (gap := ns.gap()) is not None:
+        return (skb.unknown(gap, place).exit(),)
+    if link is None:
+        return (skb.unknown(f"{ns.id}: link {dev}", place, f"no such link: {dev}").exit(),)
     skb.step(place, "recv", dev)
     if not link.up:
         return (skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{dev} is down").exit(),)

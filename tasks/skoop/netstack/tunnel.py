@@ -105,7 +105,7 @@ def _encapsulated(ns: Namespace, skb: Skb, vxlan: Vxlan, entry: FdbEntry, leg: L
     inner = skb.packet
     family = 6 if entry.dst and ":" in entry.dst else 4
     assert entry.dst is not None
-    src = vxlan.local or _own(ns, leg.dev, leg.nexthop.via or entry.dst)
+    src = vxlan.local or _own(ns, leg.dev, entry.dst if family == 6 else leg.nexthop.via or entry.dst)
     skb.overhead += _HEADROOM[family]
     skb.packet = Packet(
         src=src or entry.dst,

@@ -5,7 +5,7 @@ the others if the others have one. Nothing is said about how a particular plugin
 """
 
 from tasks.skoop.ipcache import IPCache
-from tasks.skoop.model.addr import Ip
+from tasks.skoop.model.addr import Ip, contains
 from tasks.skoop.model.ids import NodeName, PodKey, node_netns
 from tasks.skoop.model.netnode import NetNode, NetNodeType
 from tasks.skoop.model.state import FdbEntry, Neighbour, Route
@@ -46,7 +46,7 @@ class Generic:
         return NetNode(type=NetNodeType.NODE, id=id_, netns=id_, suspicions=tuple(found))
 
     def link_suspicions(self, source: NodeName, target: NodeName) -> tuple[Suspicion, ...]:
-        """Return a warning if only this node lacks a route to the pods of the other."""
+        """Return what looks wrong about the way, judged by the routes that the other nodes have."""
         return self._routes.peer_suspicions(source, target)
 
     def suspicions(self) -> tuple[Suspicion, ...]:
@@ -59,11 +59,13 @@ class Generic:
         return tuple(found)
 
     def route_to(self, node: NodeName, dst: Ip) -> Route | None:
-        """Return the connected route to the node's own pods; how others are reached is not known."""
+        """Return the connected route to the node's own pods; to those of others what the other nodes use, if they agree."""
         for meta in self._state.objects.nodes:
             for net in meta.pod_cidrs:
-                if meta.name == node and self._ipcache.network_of(dst) == node:
-                    return self._links.connected_route(node, net)
+                if contains(net, dst):
+                    if meta.name == node:
+                        return self._links.connected_route(node, net)
+                    return self._routes.usual_route(node, net)
         return None
 
     def neighbour_for(self, node: NodeName, ip: Ip) -> Neighbour | None:

@@ -4,13 +4,13 @@ Looks a packet up as the kernel would (policy rules included), and says what is 
 route. So a route that is present but never used is found as well.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.ipcache import IPCache
-from tasks.skoop.model.addr import Net, bounds, contains, ip_version
+from tasks.skoop.model.addr import Ip, Net, bounds, contains, ip_version
 from tasks.skoop.model.ids import NetnsId, NodeName, node_netns
-from tasks.skoop.model.state import NetNS, Route, Section
+from tasks.skoop.model.state import NetNS, NextHop, Route, Section
 from tasks.skoop.model.suspicion import AddRoute, Change, DeletePolicyRule, DeleteRoute, Suspicion
 from tasks.skoop.model.trace import Place, Stage
 from tasks.skoop.netstack.fib import MAIN_TABLE, FlowKey, Found, Router
@@ -36,24 +36,52 @@ class PodRoutes:
         return self._routers[key]
 
     def peer_suspicions(self, source: NodeName, target: NodeName) -> tuple[Suspicion, ...]:
-        """Return a warning where a node has no route of its own for a peer's pods, but other nodes have one."""
+        """Return what looks wrong about a node's routes to a peer's pods, judged by the routes that the other nodes have."""
         netns = self._state.netns.get(node_netns(source))
         peer = self._ipcache.nodes.get(target)
         if netns is None or peer is None or netns.lacks(Section.ROUTES) is not None:
             return ()
         found: list[Suspicion] = []
         for net in peer.pod_cidrs:
-            if self._specific(netns, net) or not self._others_have(source, target, net):
-                continue
-            found.append(
-                suspect(
-                    "KP-ROUTE-001",
-                    f"{source} has no route to the pods of {target} ({net}), unlike other nodes",
-                    subject=netns.id,
-                    place=Place(netns=netns.id, stage=Stage.ROUTE, key=net),
+            wanted = self.usual_route(source, net)
+            if wanted is not None:
+                own = [known for known in self._ipcache.nodes[source].pod_cidrs if ip_version(known) == ip_version(net)]
+                router = self.router(netns, ip_version(net))
+                found += route_suspicions(netns, router, wanted, source=own[0] if own else None, peer=target)
+            elif not self._specific(netns, net) and self._others_have(source, target, net):
+                found.append(
+                    suspect(
+                        "KP-ROUTE-001",
+                        f"{source} has no route to the pods of {target} ({net}), unlike other nodes",
+                        subject=netns.id,
+                        place=Place(netns=netns.id, stage=Stage.ROUTE, key=net),
+                    )
                 )
-            )
         return tuple(found)
+
+    def usual_route(self, node: NodeName, net: Net) -> Route | None:
+        """Return the route to a peer's pods through the peer's own address, if every other node has just that one.
+
+        None where the others do it differently (an overlay), differ among themselves, or are not there to compare with.
+        """
+        peer = next((meta for meta in self._state.objects.nodes if net in meta.pod_cidrs), None)
+        netns = self._state.netns.get(node_netns(node))
+        if peer is None or netns is None or peer.name == node:
+            return None
+        hops = [
+            hop
+            for name in self._ipcache.nodes
+            if name not in (node, peer.name) and (other := self._state.netns.get(node_netns(name))) is not None
+            for route in other.routes
+            if route.dst == net and route.table == MAIN_TABLE
+            for hop in route.nexthops
+        ]
+        ways = {hop.via for hop in hops}
+        via = next(iter(ways), None)
+        if len(ways) != 1 or via is None or via not in peer.ips:
+            return None
+        dev = _device_of(netns, self._ipcache.nodes[node].ips, ip_version(via))
+        return Route(dst=net, nexthops=(NextHop(dev=dev, via=via),)) if dev is not None else None
 
     def _specific(self, netns: NetNS, net: Net) -> bool:
         found = self.router(netns, ip_version(net)).lookup(FlowKey(dst=first_host(net), iif="lo"))
@@ -64,6 +92,12 @@ class PodRoutes:
             self._state.netns.get(node_netns(name)) for name in self._ipcache.nodes if name not in (source, target)
         )
         return any(netns is not None and self._specific(netns, net) for netns in others)
+
+
+def _device_of(netns: NetNS, ips: Iterable[Ip], version: int) -> str | None:
+    """Return the device with the node's own address of an IP version."""
+    wanted = {ip for ip in ips if ip_version(ip) == version}
+    return next((link.name for link in netns.interfaces if any(a.ip in wanted for a in link.addresses)), None)
 
 
 def route_suspicions(

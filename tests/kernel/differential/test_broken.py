@@ -13,7 +13,6 @@ from lab.faults.fault import Fault, facts
 from lab.plan import Backend, Kind
 from lab.prober import Ask
 from tasks.skoop.model.state import Section
-from tasks.skoop.model.trace import View
 from tests.kernel.differential.comparing import (
     asks,
     diagnostor_of,
@@ -30,8 +29,6 @@ pytestmark = [
 ]
 
 SAMPLE = 80
-# Decided by native nftables rules, which are `unknown` until they are evaluated.
-NATIVE_NFT = {"F61"}
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +77,6 @@ def test_a_broken_lab_does_as_foretold(fault: Fault, request: pytest.FixtureRequ
         attempts = tried(lab, questions)
     finally:
         lab.mend()
-    if fault.id in NATIVE_NFT:
-        assert View.UNKNOWN in diagnosis.client_sees
-        assert diagnosis.missing
-        return
     assert not difference(truth.attempt, diagnosis), difference(truth.attempt, diagnosis)
     ends = list(stopped_at(diagnosis, truth))
     assert same_place(diagnosis, truth), f"kernel: {truth.place} {truth.reason} {truth.evidence}; foretold: {ends}"

@@ -154,6 +154,7 @@ def test_what_is_refused_on_purpose_has_no_root_cause_but_is_explained() -> None
     assert (answer.client_sees, answer.root_causes) == ({View.REFUSED: 1.0}, ())
     assert answer.suspicions[0].code == "KP-K8S-003"
     assert answer.suspicions[0].remedy is not None and answer.suspicions[0].remedy.changes == ()
+    assert "KP-K8S-002" in {item.code for item in answer.suspicions}
 
 
 def test_a_drop_before_a_refusal_is_still_the_cause_of_the_silence() -> None:
@@ -224,3 +225,20 @@ def test_suspicions_are_parted_into_what_concerns_the_traffic_and_the_rest() -> 
     assert explained.suspicions[0].confirmed
     assert len([item for item in explained.suspicions if item.code == "KP-SYSCTL-001"]) == 1
     assert "KP-K8S-002" in {item.code for item in explained.cluster_suspicions}
+
+
+def _with_pod(prefix: str, **changes: object) -> ClusterState:
+    """Return the healthy cluster with the pods of one beginning changed, objects only."""
+    objects = healthy().objects
+    pods = tuple(replace(known, **changes) if known.name.startswith(prefix) else known for known in objects.pods)
+    return replace(healthy(), objects=replace(objects, pods=pods))
+
+
+def test_a_pod_that_is_not_ready_is_proven_to_be_the_cause_of_a_refusal() -> None:
+    state = healthy()
+    assert _causes(state, _ask(state, "client-", "n1", "10.96.10.9", 80)) == [["KP-K8S-003 svc/shop/slow"]]
+
+
+def test_a_misspelt_label_is_proven_to_be_the_cause_of_a_refusal() -> None:
+    state = _with_pod("web-", labels={"app": "noboyd"})
+    assert _causes(state, _ask(state, "client-", "n1", "10.96.10.6", 80)) == [["KP-K8S-002 svc/shop/orphan"]]

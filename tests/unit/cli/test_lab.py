@@ -113,20 +113,24 @@ def test_what_a_lab_does_not_have_is_told(capfd: Capture, words: list[str], says
 
 @needs_lab
 @pytest.mark.root
-def test_the_demo_shows_a_real_cluster_and_leaves_nothing(own_labs: Path) -> None:
-    done = finish(start("demo", environment={"KUBEPROBE_LAB_DIR": str(own_labs)}))
+def test_the_demo_shows_a_real_cluster_and_leaves_nothing(own_labs: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = finish(start("demo", environment={"TMPDIR": str(temporary)}))
     assert done.status == 0, done.err
     assert "this is a real cluster in network namespaces" in done.out
-    for word in (
+    words = (
         "PARTLY: shop/client-1",
         "Cause (confirmed)",
         "KP-VXLAN-008",
         "bridge fdb",
         "Tried for real",
         "WORKS: shop/client-1",
-    ):
+    )
+    for word in words:
         assert word in done.out, word
-    assert list(own_labs.iterdir()) == []
+    assert list(temporary.iterdir()) == []
+    assert not own_labs.exists()
 
 
 def test_the_demo_falls_back_on_a_recording_and_says_so(own_labs: Path) -> None:

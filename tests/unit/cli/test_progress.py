@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.architecture.tree import ROOT
@@ -25,18 +26,17 @@ def read_all(descriptor: int) -> str:
 def on_terminal(*words: str | Path, **environment: str) -> tuple[str, bytes, int]:
     """Run a command line with standard error on a terminal; return what it shows, standard output and the status."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kubectl_probe", *map(str, words)],
-        cwd=ROOT, env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    try:
-        shown = read_all(ours)
-    finally:
-        os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    return shown, out, process.returncode
+    with tempfile.TemporaryFile() as out, os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kubectl_probe", *map(str, words)],
+            cwd=ROOT, env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
+            stdin=subprocess.DEVNULL, stdout=out, stderr=theirs,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = read_all(terminal.fileno())
+        status = process.wait(60)
+        out.seek(0)
+        return shown, out.read(), status
 
 
 def test_the_tree_grows_to_the_end(snapshot: Path) -> None:

@@ -217,8 +217,14 @@ def test_deleting_what_was_inserted_gives_the_state_back(position: int, raw: str
 
 
 def test_changes_of_several_remedies_do_not_move_each_others_rules() -> None:
-    mixed: list[Change] = [_delete(1, ACCEPT_IT), _insert(1, "-j MINE"), _delete(2, DROP_IT), _delete(1, ACCEPT_IT)]
-    assert _forward(_after(*in_order(mixed))) == ["-j MINE"]
+    remedies: list[list[Change]] = [[_insert(1, "-j MINE")], [_delete(1, ACCEPT_IT)], [_delete(2, DROP_IT)]]
+    assert _forward(_after(*in_order(remedies))) == ["-j MINE"]
+
+
+def test_one_remedys_changes_keep_their_order_and_doubles_go() -> None:
+    swap: list[Change] = [_insert(3, "-j MINE"), _delete(1, ACCEPT_IT)]
+    assert in_order([swap, [_delete(1, ACCEPT_IT)]]) == (_delete(1, ACCEPT_IT), swap[0])
+    assert in_order([swap]) == tuple(swap)
 
 
 # --- sysctls ---------------------------------------------------------------------------------------------------------

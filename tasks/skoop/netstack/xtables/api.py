@@ -66,6 +66,7 @@ class ConnectionView(Struct, frozen=True, kw_only=True):
     is_reply: bool = False
     status: frozenset[str] = frozenset()
     mark: int = 0
+    zone: int = 0
 
 
 class Facts(Interface):
