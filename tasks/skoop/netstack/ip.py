@@ -407,7 +407,7 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         else:
             way.packet = packet.with_(src=src)
             _take(ns, way, found, leg)
-            if found.type == "local":
+            if found.type == "local" or leg.dev == "lo":  # __mkroute_output: by lo is RTCF_LOCAL, whatever the type
                 way.local_route, way.out_dev = True, "lo"
             _check_size(ns, way)
         way.at = At.IP_LOCAL_OUT

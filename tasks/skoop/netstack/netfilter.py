@@ -530,7 +530,7 @@ def _goes_by(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
     packet = skb.packet
     skb.found = found
     skb.leg = leg
-    skb.local_route = found.type == "local"
+    skb.local_route = found.type == "local" or leg.dev == "lo"
     skb.out_dev = "lo" if skb.local_route else skb.leg.dev
     skb.next_hop = skb.leg.nexthop.via or packet.dst
     if packet.src.startswith("127.") and skb.out_dev != "lo" and not ns.either("route_localnet", skb.out_dev):

@@ -54,7 +54,7 @@ def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> list[Skb
         dport=vxlan.port,
     )
     found = ns.routers[family].lookup(key, ignore_linkdown=ns.ignore_linkdown)
-    if found is not None and found.type == "local":
+    if found is not None and (found.type == "local" or any(leg.dev == "lo" for leg in found.legs)):
         return [_bypass(ns, skb, link, entry)]
     ways = []
     legs: tuple[Leg, ...] = ()
