@@ -100,7 +100,7 @@ def replies_not_translated(patch: MonkeyPatch) -> None:
 
 def reroute_forgotten(patch: MonkeyPatch) -> None:
     """After OUTPUT has translated the destination the packet still goes where the first lookup said."""
-    patch.setattr(netfilter, "reroute", lambda *_: None)
+    patch.setattr(netfilter, "reroute", lambda _, skb: [skb])
 
 
 def own_source_accepted(patch: MonkeyPatch) -> None:
