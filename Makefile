@@ -70,6 +70,13 @@ gen: $(BIN)/.dev-stamp ## write the generated files again (docs/codes, JSON Sche
 lock: $(BIN)/.dev-stamp ## pin the dependencies again (LOCK_ARGS=--upgrade for newer versions)
 	@PATH="$(BIN):$$PATH" scripts/lock.sh $(LOCK_ARGS)
 
+N ?= 1000
+SEED ?=
+ONLY ?=
+.PHONY: fuzz-kernel
+fuzz-kernel: system $(BIN)/.dev-stamp ## N random scenarios against the kernel (SEED=… ONLY=…); status 1 on a mismatch
+	@$(BIN)/python -m tests.kernel.fuzz -n $(N) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
 .PHONY: bench
 bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
 	@$(BIN)/python -m bench

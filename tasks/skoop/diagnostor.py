@@ -27,6 +27,7 @@ TCP_TRIES = 3
 _PING_BYTES = 56
 _ANSWER_BYTES = 128  # a datagram's answer is taken to be short, as DNS answers are; a SYN-ACK is shorter
 _HALF_OPEN_LOST = 0.05  # share of SYNs taken to be lost where connections stay half open and fill the SYN queue
+_FIRST_DATA_BYTES = 200
 _DEFAULT_TTL = 64
 
 
@@ -176,6 +177,10 @@ class Diagnostor:
         ack = self.segment(course, back, 40, backwards=False, flags=TcpFlags.ACK)
         if ack is None or ack.end.outcome in (Outcome.DELIVERED, Outcome.UNKNOWN):
             return [(outcome, course, back)]
+        if ack.end.response is None:
+            first = self.segment(course, back, _FIRST_DATA_BYTES, backwards=False)
+            if first is not None and first.end.outcome == Outcome.DELIVERED:  # the client's data acknowledges as well
+                return [(outcome, course, back)]
         detail = f"the server never hears the client's ACK: {ack.end.detail}"
         stalled = replace(
             outcome,

@@ -190,7 +190,7 @@ class Inquiry:
             return _NOBODY
         if not self._passes(ns, self._answer, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return _NOBODY
-        return Answers(macs=(mac,))
+        return Answers(macs=(mac,), by=((ns.id, dev),))
 
     def _passes(self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], **devices: str) -> bool:
         """Say whether a discovery packet gets through these hooks (ARP always does)."""
@@ -223,11 +223,13 @@ def _discovery(src: Ip, dst: Ip, kind: int) -> Packet:
 
 def _together(answers: Iterator[Answers]) -> Answers:
     macs: dict[Mac, None] = {}
+    by: tuple[tuple[NetnsId, str], ...] = ()
     outside = False
     for answer in answers:
         macs.update(dict.fromkeys(answer.macs))
+        by += answer.by
         outside = outside or answer.outside
-    return Answers(macs=tuple(macs), outside=outside)
+    return Answers(macs=tuple(macs), by=by, outside=outside)
 
 
 def _flooding(ns: Namespace, bridge: str, ingress: Interface | None) -> Iterator[Interface]:

@@ -14,8 +14,8 @@ from tasks.skoop.netnodes import NetNodeManager, Passage
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.skb import End, steps_of
 
-MAX_HOPS = 64
-"""Links that one packet may cross."""
+MAX_HOPS = 256
+"""Links that one packet may cross: more than a TTL of 64 lasts, so that a packet that goes in circles dies as it really does."""
 MAX_COURSES = 2048
 """Branches of one packet that are followed."""
 

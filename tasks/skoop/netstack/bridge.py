@@ -9,7 +9,8 @@ filtering (`unknown`), multicast snooping, learning during the walk.
 from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.state import Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.fib import FlowKey
+from tasks.skoop.netstack.fib import FlowKey, Leg
+from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
@@ -29,7 +30,7 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "VLAN filtering is not simulated")]
     if port.port is not None and port.port.state not in ("forwarding", "learning"):
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"port {port.name} is {port.port.state}")]
-    skb.phys_in = port.name
+    skb.phys_in, skb.frame_dst = port.name, skb.dst_mac
     skb.bridge = skb.in_dev = bridge.name
     skb.at = At.BR_FRAME_FINISH
     if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
@@ -57,9 +58,20 @@ def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
         return [skb]
     if packet.version == 4 and not ns.forwards(bridge.name, 4):
         return [skb]
-    leg = next((leg for leg in found.legs if leg.dev == bridge.name), None)
-    if leg is None:
-        return [skb]
+    ways = []
+    legs = legs_for(ns, skb, found, src=packet.src, dst=packet.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
+        if len(legs) > 1:  # probabilities are drawn here; where the packet is routed later on it keeps to the leg
+            way.probability *= leg.share
+            remember_leg(ns, way, found, leg, src=packet.src, dst=packet.dst)
+        ways += _bridged_dnat(ns, way, bridge, leg) if leg.dev == bridge.name else [way]
+    return ways
+
+
+def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[Skb]:
+    """The translated frame stays on the bridge: on to its new destination's link-layer address."""
+    packet = skb.packet
     target = leg.nexthop.via or packet.dst
     place = ns.place(Stage.NEIGHBOUR, dev=bridge.name, key=target)
     if (gap := ns.gap(Section.NEIGHBOURS)) is not None:
@@ -103,9 +115,7 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     else:
         port = _egress(ns, bridge, skb.dst_mac, ingress)
     if port is None:
-        place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
-        detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
-        return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
+        return _flooded(ns, skb, bridge, ingress)
     refused = _may_not_deliver(port, ingress)
     if refused:
         place = ns.place(Stage.BRIDGE, dev=port.name, key=refused)
@@ -121,18 +131,46 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     return [_to_port(ns, way, port) if way.end is None else way for way in done]
 
 
+def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface) -> list[Skb]:
+    """br_flood: a frame that nobody will take is still shown to FORWARD on its way to every port, where a rule may reject it."""
+    place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
+    detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
+    for port in ns.ports.get(bridge.name, ()):
+        floods = port is not ingress and (port.port is None or port.port.flood) and not _may_not_deliver(port, ingress)
+        if floods and ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+            skb.phys_out, skb.out_dev = port.name, bridge.name
+            ways = traverse(ns, skb, Hook.FORWARD)
+            return [
+                way if way.end is not None else way.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)
+                for way in ways
+            ]
+    return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
+
+
 def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None) -> Interface | None:
     entry = ns.bridge_fdb.get((bridge.name, mac))
     if entry is not None and not entry.permanent:
         port = ns.links.get(entry.dev)
         if port is not None and port.master == bridge.name:
-            return port
+            return port if entry.sticky else _roamed(ns, bridge, mac, port)
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
         back = port is ingress and not (port.port and port.port.hairpin)
         if floods and not back and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
             return port
     return None
+
+
+def _roamed(ns: Namespace, bridge: Interface, mac: str, port: Interface) -> Interface:
+    """br_fdb_update: an entry, static too, moves to the port where its device is heard; it spoke when it answered our ARP."""
+    if ns.wire.reaches(ns.id, port.name, Mac(mac)):
+        return port
+    heard = (
+        other
+        for other in ns.ports.get(bridge.name, ())
+        if other.up and (other.port is None or other.port.learning) and ns.wire.reaches(ns.id, other.name, Mac(mac))
+    )
+    return next(heard, port)
 
 
 def _may_not_deliver(port: Interface, ingress: Interface | None) -> str:

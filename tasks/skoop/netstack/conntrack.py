@@ -6,11 +6,13 @@ and nf_conntrack_in (net/netfilter/nf_conntrack_core.c), nf_nat_packet and nf_na
 out: helpers and expectations, TCP window tracking, port clashes on SNAT, the table's limit (a risk, told by an assertion).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import ConntrackEntry, NetNS, Tuple
 
@@ -29,6 +31,7 @@ class Conn(Struct, frozen=True, kw_only=True):
     dst_done: bool = False
     seen_reply: bool = False
     confirmed: bool = False
+    assured: bool = False
     syn_sent: bool = False
     """Begun by a SYN (TCP state SYN_SENT until a reply is seen)."""
 
@@ -39,6 +42,7 @@ class Conn(Struct, frozen=True, kw_only=True):
             ("DNAT", self.dnat),
             ("SEEN_REPLY", self.seen_reply),
             ("CONFIRMED", self.confirmed),
+            ("ASSURED", self.assured),
         )
         return frozenset(name for name, there in names if there)
 
@@ -95,6 +99,7 @@ def conn_from_entry(entry: ConntrackEntry) -> Conn:
         src_done=True,
         dst_done=True,
         seen_reply=entry.replied,
+        assured=entry.assured,
         confirmed=True,
     )
 
@@ -191,7 +196,43 @@ def translate_error(packet: Packet, conn: Conn, is_reply: bool, *, source: bool)
 
 
 Flow = Mapping[str, tuple[Conn, ...]]
-"""Connections that the walked packets have made so far, by namespace id."""
+"""Connections that the walked packets have made so far, by namespace id; what else they left behind if it is a `History`."""
+
+
+class History(dict[str, tuple[Conn, ...]]):
+    """A Flow that also knows what the walked packets taught on their way besides connections.
+
+    `neighbours`: who asked for an address is thereby known to who answered: (namespace, device, address) → MAC (arp_process:
+    neigh_event_ns). `legs`: which leg of a multipath route the hash chose for a pair of addresses (fib_select_multipath).
+    """
+
+    __slots__ = ("legs", "neighbours")
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__(flow)
+        known = isinstance(flow, History)
+        self.neighbours: Mapping[tuple[str, str, str], Mac] = flow.neighbours if known else {}  # type: ignore[attr-defined]
+        self.legs: Mapping[tuple[str, ...], str] = flow.legs if known else {}  # type: ignore[attr-defined]
+
+    def taught(self, where: Iterable[tuple[str, str]], ip: str, mac: Mac) -> Self:
+        """Return this history, with (namespace, device) pairs that now know the address."""
+        self.neighbours = {**self.neighbours, **{(netns, dev, ip): mac for netns, dev in where}}
+        return self
+
+    def chose(self, slot: tuple[str, ...], leg: str) -> Self:
+        """Return this history with the choice of a leg."""
+        self.legs = {**self.legs, slot: leg}
+        return self
+
+
+def learnt_neighbour(flow: Flow, netns: str, dev: str, ip: str) -> Mac | None:
+    """Return the MAC that the namespace learnt from being asked by that address, or None."""
+    return flow.neighbours.get((netns, dev, ip)) if isinstance(flow, History) else None
+
+
+def chosen_leg(flow: Flow, slot: tuple[str, ...]) -> str | None:
+    """Return the leg that was chosen before for the same hash, or None."""
+    return flow.legs.get(slot) if isinstance(flow, History) else None
 
 
 def find(flow: Flow, netns: str, packet: Packet, zone: int = 0) -> tuple[int, bool] | None:
@@ -220,12 +261,17 @@ def find_quoted(flow: Flow, netns: str, quoted: Packet, zone: int = 0) -> tuple[
 def with_conn(flow: Flow, netns: str, index: int, conn: Conn) -> Flow:
     """Return the flow with one connection replaced (or appended, for an index one past the end)."""
     have = flow.get(netns, ())
-    return {**flow, netns: (*have[:index], conn, *have[index + 1 :])}
+    after = History(flow)
+    after[netns] = (*have[:index], conn, *have[index + 1 :])
+    return after
 
 
 def set_up_source(conn: Conn, src: str, sport: int) -> Conn:
     """Return the connection with source NAT to this address and port (the reply comes to them)."""
-    reply = Tuple(conn.reply.src, src, conn.reply.sport, sport)  # type: ignore[arg-type]  # canonical text by construction
+    there = (
+        sport if conn.protocol in (Protocol.ICMP, Protocol.ICMPV6) else conn.reply.sport
+    )  # one identifier, not two ports
+    reply = Tuple(conn.reply.src, src, there, sport)  # type: ignore[arg-type]  # canonical text by construction
     return replace(conn, reply=reply, snat=reply != inverted_source(conn), src_done=True)
 
 

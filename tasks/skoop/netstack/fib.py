@@ -101,7 +101,7 @@ class Table:
                     length,
                     width - length,
                     {
-                        first: tuple(sorted(group, key=lambda route: (-route.tos, route.metric)))
+                        first: tuple(sorted(group, key=lambda route: (-route.table, -route.tos, route.metric)))
                         for first, group in nets.items()
                     },
                 )
@@ -144,10 +144,15 @@ class Router:
         }
         own = tuple(sorted((rule for rule in rules if rule.family == family), key=lambda rule: rule.priority))
         self.rules = own or DEFAULT_RULES[family]
-        self.custom_rules = any(
-            rule.table not in (LOCAL_TABLE, MAIN_TABLE, DEFAULT_TABLE) or rule.action != "lookup" for rule in self.rules
-        )
+        self.custom_rules = self.rules != DEFAULT_RULES[family]
+        self.custom_locals = any(route.type == "local" and route.protocol != "kernel" for route in mine)
         self._interfaces = {link.name: link for link in interfaces}
+        if family == 4 and not self.custom_rules and LOCAL_TABLE in self._tables:
+            # Until a rule is added the kernel keeps both in one trie: the longest prefix wins (fib_trie_table, fib_unmerge).
+            both = (route for route in mine if route.table in (LOCAL_TABLE, MAIN_TABLE))
+            self._merged: Table | None = Table.build(both, width)
+        else:
+            self._merged = None
         self._plain = all(
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules
         )
@@ -187,6 +192,8 @@ class Router:
         self, rule: PolicyRule, key: FlowKey, number: int, ignore_linkdown: frozenset[str]
     ) -> Found | None:
         table = self._tables.get(self._table_of(rule, key))
+        if self._merged is not None and rule.table == LOCAL_TABLE:
+            table = self._merged
         if table is None:
             return None
         for length, route in table.candidates(number):
@@ -205,7 +212,8 @@ class Router:
                 return None
             if rule.suppress_ifgroup >= 0 and self._group(legs[0].dev) == str(rule.suppress_ifgroup):
                 return None
-            return Found(route=route, rule=rule, legs=legs)
+            asked = rule if route.table in (rule.table, LOCAL_TABLE) or self._merged is None else self.rules[1]
+            return Found(route=route, rule=asked, legs=legs)
         return None
 
     def _table_of(self, rule: PolicyRule, key: FlowKey) -> int:

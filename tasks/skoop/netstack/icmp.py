@@ -20,6 +20,9 @@ HOST_ANO = (3, 10)
 PKT_FILTERED = (3, 13)
 TTL_EXCEEDED = (11, 0)
 
+_INTERNETCONTROL = 0xC0
+"""IPTOS_PREC_INTERNETCONTROL, which ICMPv4 errors carry (__icmp_send)."""
+
 TO_ICMPV6 = {
     NET_UNREACH: (1, 0),
     HOST_UNREACH: (1, 3),
@@ -131,6 +134,7 @@ def error_about(
         icmp_code=icmp_code,
         icmp_mtu=mtu_bytes,
         length=min(packet.length + (48 if version6 else 28), 1280 if version6 else 576),
+        tos=0 if version6 else (packet.tos & 0x1E) | _INTERNETCONTROL,
         inner=quoted,
     )
 

@@ -15,6 +15,7 @@ from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FOR_US, FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -67,8 +68,16 @@ def _dropped(ns: Namespace, skb: Skb, reason: Reason, stage: Stage, key: str, de
 
 def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     """Decide where a received packet goes: to us, onwards, or nowhere."""
-    if skb.local_route and skb.in_dev == "lo":  # over lo the route that the sender found is kept (skb_dst)
+    if skb.kept and skb.local_route:
         skb.at = At.IP_LOCAL_DELIVER
+        return [skb]
+    if skb.kept and skb.leg is not None:
+        if skb.local or skb.originated:  # a route of output leads in only where it is local (rt_dst_alloc: dst_discard)
+            place = ns.place(Stage.ROUTE, dev=skb.in_dev, key=skb.packet.dst)
+            detail = f"came back by {skb.in_dev}, but {skb.packet.dst} is not an own address"
+            return [skb.finish(Outcome.DROPPED, Reason.ROUTE_BLACKHOLE, place, detail)]
+        skb.out_dev, skb.kept = skb.leg.dev, False
+        skb.at = At.IP_FORWARD
         return [skb]
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
         return [_lacking(ns, skb, Stage.ROUTE, skb.packet.dst, f"routes ({why})")]
@@ -126,8 +135,9 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
             _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "link-local source is not forwarded")
         ]
     ways = []
-    for leg in found.legs:
-        way = skb if len(found.legs) == 1 else skb.clone()
+    legs = legs_for(ns, skb, found, src=packet.src, dst=packet.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
         if packet.version == 4:
             wrong = _validate_source(ns, way, out_dev=leg.dev)
             if wrong is not None:
@@ -192,6 +202,7 @@ def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
     skb.out_dev = leg.dev
     skb.next_hop = leg.nexthop.via or skb.packet.dst
     skb.probability *= leg.share
+    remember_leg(ns, skb, found, leg, src=skb.packet.src if skb.in_dev else "", dst=skb.packet.dst)
     via = f"via {leg.nexthop.via} " if leg.nexthop.via else ""
     prefix = found.route.dst if found.route else ""
     skb.step(ns.place(Stage.ROUTE, dev=leg.dev, key=prefix), "route", f"{prefix} {via}dev {leg.dev}")
@@ -385,8 +396,9 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         refusal = "ENETUNREACH" if packet.protocol == Protocol.TCP else "EACCES"
         return [_local_failure(ns, skb, replace(found, errno=refusal))]
     ways = []
-    for leg in found.legs:
-        way = skb if len(found.legs) == 1 else skb.clone()
+    legs = legs_for(ns, skb, found, src="", dst=packet.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
         src = chosen or _source(ns, found, leg, packet.dst)
         if src is None:
             error = IcmpError(type=-1, code=0, local=True, errno="EADDRNOTAVAIL")
@@ -395,7 +407,7 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         else:
             way.packet = packet.with_(src=src)
             _take(ns, way, found, leg)
-            if found.type == "local":
+            if found.type == "local" or leg.dev == "lo":  # __mkroute_output: by lo is RTCF_LOCAL, whatever the type
                 way.local_route, way.out_dev = True, "lo"
             _check_size(ns, way)
         way.at = At.IP_LOCAL_OUT

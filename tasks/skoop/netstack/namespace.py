@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Answers(Struct, frozen=True, kw_only=True):
-    """Who answers a request for an address: no MAC, one, or several (an address that two hosts have).
+    """Who answers a request for an address: no MAC, one, or several (an address that two hosts have); `by` which devices.
 
     `outside`: the link leads to where nothing was collected, so that somebody there may answer. `stopped` are the steps by
     which the packet filter stopped the question or an answer (neighbour discovery is IPv6 traffic like any other). `missing` is
@@ -35,6 +35,7 @@ class Answers(Struct, frozen=True, kw_only=True):
     """
 
     macs: tuple[Mac, ...] = ()
+    by: tuple[tuple[NetnsId, str], ...] = ()
     outside: bool = False
     stopped: tuple[Step, ...] = ()
     missing: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
+from tasks.skoop.netstack.conntrack import History, learnt_neighbour
 from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of, usable_addresses
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -44,10 +45,17 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = link.mac
         skb.step(place, "neighbour", f"{target} lladdr {link.mac} NOARP")
         return [skb]
+    learnt = learnt_neighbour(skb.flow, ns.id, skb.out_dev, target)
+    if learnt is not None:
+        skb.dst_mac = learnt
+        skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
+        return [skb]
     asker = _asker(ns, skb, target)
     if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
+    if answers.macs and asker is not None and answers.by and ":" not in target:
+        skb.flow = History(skb.flow).taught(answers.by, asker, link.mac)
     if answers.macs:
         ways = []
         for mac in answers.macs:

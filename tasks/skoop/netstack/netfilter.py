@@ -13,11 +13,12 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, ip_int
-from tasks.skoop.model.packet import CtState, Packet, Protocol
+from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack, icmp
-from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import Response, Skb
 from tasks.skoop.netstack.xtables.api import (
@@ -44,6 +45,8 @@ _CONNTRACK = -200
 _NAT_DST = -100
 _NAT_SRC = 100
 _CONFIRM = 1 << 31
+_DRAWN = 65000
+"""Stands for ports that the kernel draws at random."""
 
 
 class OpKind(Enum):
@@ -117,6 +120,7 @@ def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
         skb.missing = (*skb.missing, f"{ns.id}: iptables rules ({why})")
         return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"rules not collected: {why}")]
     ways = [skb]
+    skb.hook_out = skb.out_dev
     for op in ns.plan(family, hook):
         ways = [after for way in ways for after in (_apply(ns, way, hook, op) if way.end is None else (way,))]
     return ways
@@ -158,7 +162,7 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         facts=ns,
         # POSTROUTING is told where a forwarded packet came in (ip_output), but not of one that stays on a bridge
         in_dev="" if hook == Hook.OUTPUT or (hook == Hook.POSTROUTING and skb.phys_out) else skb.in_dev,
-        out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.out_dev,
+        out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.hook_out,
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
@@ -193,8 +197,9 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, rerout
             way.zone = result.zone
         _save_connmark(ns, way, result)
         if reroutes and _routed_by(way.packet) != _routed_by(before):
-            reroute(ns, way)
-        done.append(way)
+            done += reroute(ns, way)
+        else:
+            done.append(way)
     return done
 
 
@@ -234,7 +239,7 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
     if kind == "tcp-reset":
         answer = icmp.reset_for(skb.packet)
         refused = True
-        translatable = False
+        direct = bool(skb.phys_in) and ns.bridge_calls_iptables(skb.bridge, skb.packet.version)
     else:
         default = icmp.PORT_UNREACH
         answer = icmp.error_about(
@@ -245,7 +250,7 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
             in_dev=skb.in_dev,
         )
         refused = icmp.REJECT_WITH.get(kind, default) == icmp.PORT_UNREACH
-        translatable = True
+        direct = False
     if answer is None:
         return skb.finish(
             Outcome.DROPPED, Reason.NETFILTER_REJECT, place, "rejected without an answer", action="reject"
@@ -256,7 +261,13 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
         place,
         f"rejected with {kind or 'icmp-port-unreachable'}",
         action="reject",
-        response=Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply, translatable=translatable),
+        response=Response(
+            packet=answer,
+            conn=skb.conn,
+            is_reply=not skb.is_reply,
+            port=skb.phys_in if direct else "",
+            macs=(skb.frame_dst, skb.src_mac) if direct else None,
+        ),
     )
 
 
@@ -299,10 +310,18 @@ def track(ns: Namespace, skb: Skb) -> None:
             skb.packet = packet.with_(ct_state=CtState.INVALID)
             skb.conn = -1
             return
-        if skb.is_reply and not conn.seen_reply:
-            conn = replace(conn, seen_reply=True)
+        met = replace(conn, seen_reply=conn.seen_reply or skb.is_reply, assured=conn.assured or _assures(conn, skb))
+        if met != conn:
+            conn = met
             skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
     skb.packet = packet.with_(ct_state=conntrack.state_of(conn, skb.is_reply))
+
+
+def _assures(conn: conntrack.Conn, skb: Skb) -> bool:
+    """nf_conntrack_tcp_packet: the client's ACK after a SYN-ACK makes a connection assured."""
+    packet = skb.packet
+    acks = packet.protocol == Protocol.TCP and packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK)
+    return acks and conn.seen_reply and not skb.is_reply
 
 
 def _confirm(ns: Namespace, skb: Skb) -> None:
@@ -317,23 +336,20 @@ def _confirm(ns: Namespace, skb: Skb) -> None:
 
 def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     conn = skb.connection(ns.id)
-    if conn is None or skb.untracked or not skb.translatable:
+    if conn is None or skb.untracked:
         return [skb]
     source = hook in _NAT_SOURCE
     if skb.packet.inner is not None:
         before = skb.packet
         skb.packet = conntrack.translate_error(before, conn, skb.is_reply, source=source)
-        if hook == Hook.OUTPUT and skb.packet.dst != before.dst:
-            reroute(ns, skb)
-        return [skb]
+        return reroute(ns, skb) if hook == Hook.OUTPUT and skb.packet.dst != before.dst else [skb]
     done = conn.src_done if source else conn.dst_done
     ways = [skb]
     if not done and not skb.is_reply:
         ways = _consult(ns, skb, hook, tables, source=source)
-    for way in ways:
-        if way.end is None:
-            _rewrite(ns, way, hook, source=source)
-    return ways
+    return [
+        after for way in ways for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
+    ]
 
 
 def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
@@ -445,6 +461,9 @@ def _address(action: NatAction, current: Ip) -> Ip:
 
 
 def _port(action: NatAction, current: int) -> int:
+    """nf_nat_l4proto_unique_tuple: the port asked for, or a drawn one (here: some other one), or the one there is."""
+    if action.random and action.ports is None:
+        return _DRAWN - current % 8191
     return action.ports[0] if action.ports else current
 
 
@@ -464,20 +483,19 @@ def _redirect_to(ns: Namespace, skb: Skb, hook: Hook) -> Ip:
     return own[0] if own else skb.packet.dst
 
 
-def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> None:
+def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> list[Skb]:
     conn = skb.flow[ns.id][skb.conn]
     before = skb.packet
     after = conntrack.translate(before, conn, skb.is_reply, source=source)
     if after == before:
-        return
+        return [skb]
     skb.packet = after
     what = "snat" if source else "dnat"
     skb.step(ns.place(Stage.CONNTRACK, key=hook), f"un-{what}" if skb.is_reply else what, f"{before} -> {after}")
-    if hook == Hook.OUTPUT and after.dst != before.dst:
-        reroute(ns, skb)
+    return reroute(ns, skb) if hook == Hook.OUTPUT and after.dst != before.dst else [skb]
 
 
-def reroute(ns: Namespace, skb: Skb) -> None:
+def reroute(ns: Namespace, skb: Skb) -> list[Skb]:
     """Look the route up again after OUTPUT changed what it hangs on (ip_route_me_harder, net/ipv4/netfilter.c)."""
     packet = skb.packet
     router = ns.routers[packet.version]
@@ -497,10 +515,23 @@ def reroute(ns: Namespace, skb: Skb) -> None:
                 detail,
                 error=IcmpError(type=-1, code=0, local=True, errno=errno),
             )
-        return
+        return [skb]
+    ways = []
+    legs = legs_for(ns, skb, found, src="", dst=packet.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
+        way.probability *= leg.share
+        remember_leg(ns, way, found, leg, src="", dst=packet.dst)
+        _goes_by(ns, way, found, leg)
+        ways.append(way)
+    return ways
+
+
+def _goes_by(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
+    packet = skb.packet
     skb.found = found
-    skb.leg = found.legs[0]
-    skb.local_route = found.type == "local"
+    skb.leg = leg
+    skb.local_route = found.type == "local" or leg.dev == "lo"
     skb.out_dev = "lo" if skb.local_route else skb.leg.dev
     skb.next_hop = skb.leg.nexthop.via or packet.dst
     if packet.src.startswith("127.") and skb.out_dev != "lo" and not ns.either("route_localnet", skb.out_dev):

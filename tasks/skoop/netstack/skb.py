@@ -53,8 +53,10 @@ class Response(Struct, frozen=True, kw_only=True):
     related: bool = True
     is_reply: bool = True
     """Its direction: the other one than that of the packet that it is about (nf_conntrack_attach)."""
-    translatable: bool = True
-    """False where the answer passes neither OUTPUT nor NAT: a RST that REJECT forges for what came over a bridge (nf_send_reset)."""
+    port: str = ""
+    """Bridge port by which it is sent as it is, past all hooks, hence not un-NATed (nf_send_reset, for what a bridge brought)."""
+    macs: tuple[str, str] | None = None
+    """Its source and destination address there."""
 
 
 class End(Struct, frozen=True, kw_only=True):
@@ -112,8 +114,11 @@ class Skb:
         "end",
         "flow",
         "found",
+        "frame_dst",
+        "hook_out",
         "in_dev",
         "is_reply",
+        "kept",
         "leg",
         "local",
         "local_route",
@@ -131,7 +136,6 @@ class Skb:
         "redraw",
         "src_mac",
         "trail",
-        "translatable",
         "untracked",
         "zone",
     )
@@ -155,10 +159,12 @@ class Skb:
         self.leg: Leg | None = None
         self.next_hop: Ip | None = None
         self.local = False  # made by a socket of this namespace
+        self.hook_out = ""  # the device as the hook was entered (nf_hook_state): rerouting does not change what -o sees
+        self.kept = False  # came back within this host (lo, a tunnel to itself): the route found is kept (skb_dst)
         self.originated = False  # made by this namespace's kernel on its own (tunnel, ICMP error)
         self.local_route = False  # its destination was found to be local before it was sent over lo
         self.pre_done = False  # br_netfilter has already called PREROUTING (ip_sabotage_in)
-        self.translatable = True
+        self.frame_dst = ""  # destination address of the frame that a bridge took in
         self.answer = False  # not the first packet of its flow: its socket is the walk's own
         self.probability = 1.0
         self.trail: Trail = None
@@ -167,7 +173,7 @@ class Skb:
         self.path_mtu = 0
         self.overhead = 0
         self.redraw = False
-        self.budget = 128
+        self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None
 

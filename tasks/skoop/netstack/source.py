@@ -30,7 +30,7 @@ def objects_to_source(ns: Namespace, packet: Packet, dev: str, *, out_dev: str =
     rp_filter = ns.highest("rp_filter", dev)
     accept_local = ns.either("accept_local", dev)
     router = ns.routers[4]
-    if not rp_filter and not router.custom_rules:
+    if not rp_filter and (accept_local or not (router.custom_rules or router.custom_locals)):
         own = not accept_local and ns.has_address(packet.src)
         return _own_address(ns, packet, dev) if own else None
     mark = packet.mark if ns.either("src_valid_mark", dev) else 0

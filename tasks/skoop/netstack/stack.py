@@ -37,7 +37,7 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     if not link.up:
         return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{link.name} is down")]
     if link.name == "lo":
-        skb.in_dev, skb.out_dev, skb.dst_mac = "lo", "", ""
+        skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = "lo", "", "", True
         skb.at = At.IP_RCV
         return [skb]
     if link.kind not in DEVICES:
@@ -77,7 +77,7 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
     while todo:
         skb = todo.pop()
         if skb.end is not None or skb.emit is not None:
-            done.append(_settled(ns, skb).exit())
+            done.append(_settled(skb).exit())
             continue
         skb.budget -= 1
         if skb.budget <= 0:
@@ -93,8 +93,8 @@ def run(ns: Namespace, start: list[Skb]) -> tuple[Exit, ...]:
     return tuple(done)
 
 
-def _settled(ns: Namespace, skb: Skb) -> Skb:
-    """Add to an end what hangs on the way the packet came: whom the kernel tells of a drop, and how a forged RST goes back."""
+def _settled(skb: Skb) -> Skb:
+    """Add to an end what hangs on the way the packet came: whom the kernel tells of a drop."""
     end = skb.end
     if end is None:
         return skb
@@ -102,11 +102,6 @@ def _settled(ns: Namespace, skb: Skb) -> Skb:
     if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
-    response = end.response
-    if response is not None and not response.translatable:
-        # nf_send_reset: only what came in over a bridge that iptables sees goes straight back out of the port
-        bridged = bool(skb.phys_in) and ns.bridge_calls_iptables(skb.bridge, skb.packet.version)
-        skb.end = replace(end, response=replace(response, translatable=not bridged))
     return skb
 
 
@@ -134,15 +129,15 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb.answer = True
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=response.packet.dst)).exit(),)
-    skb.translatable = response.translatable
+    if response.port and response.macs is not None:
+        skb.out_dev, (skb.src_mac, skb.dst_mac) = response.port, response.macs
+        skb.at = At.DEV_XMIT
+        return run(ns, [skb])
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
     source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
     ways = ip.route_output(ns, skb, source=source)
-    if not response.translatable:
-        for way in ways:
-            way.at = At.NEIGH_OUTPUT
     return run(ns, ways)
 
 

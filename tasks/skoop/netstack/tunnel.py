@@ -5,9 +5,10 @@ Left out: collect-metadata mode (`unknown`), multicast groups as default destina
 
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.packet import CtState, Packet, Protocol
-from tasks.skoop.model.state import FdbEntry, Interface, Section
+from tasks.skoop.model.state import FdbEntry, Interface, Section, Vxlan
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.fib import FlowKey, Leg, select_source
+from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Skb
 
@@ -33,24 +34,77 @@ def vxlan_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
             return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"fdb not collected: {why}")]
         detail = f"no fdb entry for {skb.dst_mac} on {link.name}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
-    return [_wrap(ns, skb, link, entries[0])]
+    return _wrap(ns, skb, link, entries[0])
 
 
-def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
+def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> list[Skb]:
+    """vxlan_xmit_one: find the way to the far end. Only the device's own default destination is bound to its lower device."""
     vxlan = link.vxlan
     assert vxlan is not None
     assert entry.dst is not None
-    inner = skb.packet
     family = 6 if ":" in entry.dst else 4
     skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=entry.mac), "encap", f"vxlan {vxlan.vni} to {entry.dst}")
     key = FlowKey(
-        dst=entry.dst, src=vxlan.local, oif=vxlan.link or "", mark=inner.mark, protocol=Protocol.UDP, dport=vxlan.port
+        dst=entry.dst,
+        src=vxlan.local,
+        oif=(vxlan.link or "") if entry.dst == vxlan.group else "",
+        mark=skb.packet.mark,
+        protocol=Protocol.UDP,
+        sport=_SOURCE_PORT,
+        dport=vxlan.port,
     )
     found = ns.routers[family].lookup(key, ignore_linkdown=ns.ignore_linkdown)
-    if found is None or found.errno or not found.legs or found.legs[0].dev == link.name:
-        place = ns.place(Stage.ROUTE, key=entry.dst)
-        return skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, f"no route to the tunnel's far end {entry.dst}")
-    leg = found.legs[0]
+    if found is not None and (found.type == "local" or any(leg.dev == "lo" for leg in found.legs)):
+        return [_bypass(ns, skb, link, entry)]
+    ways = []
+    legs: tuple[Leg, ...] = ()
+    if found is not None and not found.errno:
+        legs = legs_for(ns, skb, found, src="", dst=entry.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
+        way.probability *= leg.share
+        if found is not None:
+            remember_leg(ns, way, found, leg, src="", dst=entry.dst)
+        if leg.dev == link.name:
+            place = ns.place(Stage.ROUTE, key=entry.dst)
+            ways.append(
+                way.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, f"{entry.dst} lies behind the tunnel itself")
+            )
+            continue
+        way.found, way.leg, way.next_hop, way.out_dev = found, leg, leg.nexthop.via or entry.dst, leg.dev
+        ways.append(_encapsulated(ns, way, vxlan, entry, leg))
+    if ways:
+        return ways
+    place = ns.place(Stage.ROUTE, key=entry.dst)
+    detail = f"no route to the tunnel's far end {entry.dst}"
+    return [skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)]
+
+
+def _bypass(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
+    """encap_bypass_if_local: the far end is this host itself; its device takes the frame in as if it were for it.
+
+    The frame keeps its route and connection (vxlan_encap_bypass, netif_keep_dst), so that it is sent again until its TTL ends.
+    """
+    vxlan = link.vxlan
+    assert vxlan is not None
+    vni = entry.vni or vxlan.vni
+    devices = ns.vxlans_on(entry.port or vxlan.port, 6 if entry.dst and ":" in entry.dst else 4)
+    there = next((one for one in devices if one.vxlan and one.vxlan.vni == vni), None)
+    place = ns.place(Stage.TUNNEL, dev=link.name, key=str(entry.dst))
+    if there is None:
+        return skb.finish(Outcome.DROPPED, Reason.VXLAN_VNI_NOT_FOUND, place, f"no tunnel here with VNI {vni}")
+    skb.step(place, "decap", f"{entry.dst} is an address of this host")
+    skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = there.name, "", "", True  # PACKET_HOST, whatever the frame says
+    skb.phys_in = skb.phys_out = skb.bridge = ""
+    skb.at = At.IP_RCV
+    return skb
+
+
+def _encapsulated(ns: Namespace, skb: Skb, vxlan: Vxlan, entry: FdbEntry, leg: Leg) -> Skb:
+    """Wrap the frame; what comes of it is a packet of the host's own."""
+    inner = skb.packet
+    family = 6 if entry.dst and ":" in entry.dst else 4
+    assert entry.dst is not None
     src = vxlan.local or _own(ns, leg.dev, entry.dst if family == 6 else leg.nexthop.via or entry.dst)
     skb.overhead += _HEADROOM[family]
     skb.packet = Packet(
@@ -69,11 +123,8 @@ def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
     skb.local = False
     skb.originated = True
     skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
-    skb.translatable = True
     skb.in_dev = skb.phys_in = skb.phys_out = skb.bridge = ""
-    skb.found, skb.leg, skb.next_hop = found, leg, leg.nexthop.via or entry.dst
-    skb.local_route = found.type == "local"
-    skb.out_dev = "lo" if skb.local_route else leg.dev
+    skb.local_route = False
     skb.at = At.IP_LOCAL_OUT
     return skb
 
@@ -101,11 +152,19 @@ def vxlan_rcv(ns: Namespace, skb: Skb) -> Skb:
         return skb.finish(Outcome.DROPPED, Reason.VXLAN_VNI_NOT_FOUND, place, f"no tunnel with VNI {outer.vni}")
     skb.packet = inner
     skb.overhead -= _HEADROOM[outer.version]
-    skb.in_dev = link.name
     skb.dst_mac = outer.encap_mac
-    skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
-    skb.local_route = skb.originated = skb.pre_done = False
-    skb.out_dev = skb.phys_in = skb.phys_out = skb.bridge = ""
     skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=str(outer.vni)), "decap", f"from {outer.src}")
-    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV
+    _received(ns, skb, link)
     return skb
+
+
+def _received(ns: Namespace, skb: Skb, link: Interface) -> None:
+    """Let the inner frame come in on the tunnel device, scrubbed of what the outer one was (skb_scrub_packet)."""
+    skb.packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
+    skb.in_dev = link.name
+    skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
+    skb.local = skb.local_route = skb.originated = skb.pre_done = False
+    skb.found = skb.leg = None
+    skb.kept = False
+    skb.out_dev = skb.phys_in = skb.phys_out = skb.bridge = ""
+    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from lab.cluster import Lab
 from lab.prober import Ask, Attempt
+from lab.truth import Truth
 from tasks.skoop.collect.topology import collect_topology
 from tasks.skoop.diagnostor import Diagnostor
 from tasks.skoop.model.addr import Ip
@@ -13,7 +14,7 @@ from tasks.skoop.model.diagnosis import Diagnosis
 from tasks.skoop.model.endpoint import Endpoint, Question
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Protocol
-from tasks.skoop.model.trace import View
+from tasks.skoop.model.trace import Place, Reason, Stage, View, Walk
 
 BATCH = 60
 TIMEOUT_S = 0.4
@@ -112,3 +113,37 @@ def difference(attempt: Attempt, diagnosis: Diagnosis) -> str:
         if (attempt.server, attempt.seen_src) not in seen:
             return f"{label}, {attempt.server} saw {attempt.seen_src}, foretold {sorted(seen)}"
     return ""
+
+
+def stopped_at(diagnosis: Diagnosis, truth: Truth) -> Iterator[tuple[Place | None, Reason]]:
+    """Yield the places where the simulator's branches with the measured view end."""
+    for outcome in diagnosis.outcomes:
+        if outcome.client_sees != truth.view:
+            continue
+        walks: tuple[Walk | None, ...] = (outcome.data, outcome.reply, outcome.forward)
+        for walk in walks:
+            if walk is not None and walk.reason != Reason.NONE:
+                yield walk.place, walk.reason
+
+
+def agrees(told: Place | None, reason: Reason, truth: Truth) -> bool:
+    """Say whether a simulated end is the one that the kernel's own traces show, as far as they show one."""
+    seen = truth.place
+    if seen is None or told is None:
+        return seen is None
+    if reason == truth.reason == Reason.PEER_MTU:  # the kernel counts it at both ends of the link
+        return any(line.startswith(f"{told.netns}: dev.{told.dev}.") for line in truth.evidence)
+    if (reason, truth.reason) == (Reason.NO_TX_TARGET, Reason.OTHERHOST):  # flooded, and thrown away by everybody else
+        return True
+    if told.netns != seen.netns:
+        return False
+    if seen.stage == Stage.NETFILTER and seen.rule:
+        return (told.table, told.chain, told.rule) == (seen.table, seen.chain, seen.rule)
+    return not truth.reason or reason == truth.reason
+
+
+def same_place(diagnosis: Diagnosis, truth: Truth) -> bool:
+    """Say whether some branch ends where the kernel's traces say, if they say a place."""
+    if truth.place is None:
+        return True
+    return any(agrees(place, reason, truth) for place, reason in stopped_at(diagnosis, truth))

@@ -12,11 +12,16 @@ from lab.faults.catalogue import FAULTS
 from lab.faults.fault import Fault, facts
 from lab.plan import Backend, Kind
 from lab.prober import Ask
-from lab.truth import Truth
-from tasks.skoop.model.diagnosis import Diagnosis
 from tasks.skoop.model.state import Section
-from tasks.skoop.model.trace import Place, Reason, Stage, Walk
-from tests.kernel.differential.comparing import asks, diagnostor_of, difference, question_of, tried
+from tests.kernel.differential.comparing import (
+    asks,
+    diagnostor_of,
+    difference,
+    question_of,
+    same_place,
+    stopped_at,
+    tried,
+)
 
 pytestmark = [
     pytest.mark.root,
@@ -52,38 +57,6 @@ def witness_of(lab: Lab, fault: Fault, on: str) -> Ask:
         payload=witness.payload,
         timeout_s=0.5,
     )
-
-
-def stopped_at(diagnosis: Diagnosis, truth: Truth) -> Iterator[tuple[Place | None, Reason]]:
-    """Yield the places where the simulator's branches with the measured view end."""
-    for outcome in diagnosis.outcomes:
-        if outcome.client_sees != truth.view:
-            continue
-        walks: tuple[Walk | None, ...] = (outcome.data, outcome.reply, outcome.forward)
-        for walk in walks:
-            if walk is not None and walk.reason != Reason.NONE:
-                yield walk.place, walk.reason
-
-
-def agrees(told: Place | None, reason: Reason, truth: Truth) -> bool:
-    """Say whether a simulated end is the one that the kernel's own traces show, as far as they show one."""
-    seen = truth.place
-    if seen is None or told is None:
-        return seen is None
-    if reason == truth.reason == Reason.PEER_MTU:  # the kernel counts it at both ends of the link
-        return any(line.startswith(f"{told.netns}: dev.{told.dev}.") for line in truth.evidence)
-    if told.netns != seen.netns:
-        return False
-    if seen.stage == Stage.NETFILTER and seen.rule:
-        return (told.table, told.chain, told.rule) == (seen.table, seen.chain, seen.rule)
-    return not truth.reason or reason == truth.reason
-
-
-def same_place(diagnosis: Diagnosis, truth: Truth) -> bool:
-    """Say whether some branch ends where the kernel's traces say, if they say a place."""
-    if truth.place is None:
-        return True
-    return any(agrees(place, reason, truth) for place, reason in stopped_at(diagnosis, truth))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=lambda fault: f"{fault.id}-{fault.name}")

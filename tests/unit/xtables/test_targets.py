@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import CtState
@@ -77,11 +78,11 @@ def _nat(kind: NatKind, first: str, last: str, ports: tuple[int, int] | None = N
 NATS = [
     ("DNAT --to-destination 10.2.0.2:8080", _nat(NatKind.DNAT, "10.2.0.2", "10.2.0.2", ports=(8080, 8080)), "to 10.2.0.2:8080"),
     ("DNAT --to-destination 10.2.0.2", _nat(NatKind.DNAT, "10.2.0.2", "10.2.0.2"), "to 10.2.0.2"),
-    ("DNAT --to-destination 1.1.1.1-1.1.1.9:10-20 --random", _nat(NatKind.DNAT, "1.1.1.1", "1.1.1.9", ports=(10, 20)), "to 1.1.1.1-1.1.1.9:10-20"),
+    ("DNAT --to-destination 1.1.1.1-1.1.1.9:10-20 --random", replace(_nat(NatKind.DNAT, "1.1.1.1", "1.1.1.9", ports=(10, 20)), random=True), "to 1.1.1.1-1.1.1.9:10-20"),
     ("DNAT --to-destination :8080", NatAction(kind=NatKind.DNAT, ports=(8080, 8080)), "to port 8080"),
-    ("SNAT --to-source 10.0.0.1 --random-fully --persistent", _nat(NatKind.SNAT, "10.0.0.1", "10.0.0.1"), "to 10.0.0.1"),
+    ("SNAT --to-source 10.0.0.1 --random-fully --persistent", replace(_nat(NatKind.SNAT, "10.0.0.1", "10.0.0.1"), random=True), "to 10.0.0.1"),
     ("SNAT --to 10.0.0.1", _nat(NatKind.SNAT, "10.0.0.1", "10.0.0.1"), "to 10.0.0.1"),
-    ("MASQUERADE --random-fully", NatAction(kind=NatKind.MASQUERADE), ""),
+    ("MASQUERADE --random-fully", NatAction(kind=NatKind.MASQUERADE, random=True), ""),
     ("MASQUERADE --to-ports 1024-65535", NatAction(kind=NatKind.MASQUERADE, ports=(1024, 65535)), "to port 1024-65535"),
     ("REDIRECT --to-ports 15001", NatAction(kind=NatKind.REDIRECT, ports=(15001, 15001)), "to port 15001"),
     ("NETMAP --to 192.168.4.0/24", _nat(NatKind.NETMAP, "192.168.4.0", "192.168.4.255"), "to 192.168.4.0-192.168.4.255"),

@@ -48,12 +48,14 @@ class NatKind(StrEnum):
 class NatAction(Struct, frozen=True, kw_only=True):
     """A translation that a rule asks for.
 
-    `addresses` are (first, last) of each address range ((), for MASQUERADE and REDIRECT); `ports` (first, last) or None.
+    `addresses` are (first, last) of each address range ((), for MASQUERADE and REDIRECT); `ports` (first, last) or None; `random`: the
+    port (ICMP: the identifier) is drawn even where the old one is free.
     """
 
     kind: NatKind
     addresses: tuple[tuple[Ip, Ip], ...] = ()
     ports: tuple[int, int] | None = None
+    random: bool = False
 
 
 class ConnectionView(Struct, frozen=True, kw_only=True):

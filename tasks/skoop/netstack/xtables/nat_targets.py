@@ -27,7 +27,8 @@ def to_addresses(options: Options, family: int, name: str, kind: NatKind) -> Nat
     if not text:
         raise NotUnderstood(f"no --{name}")
     head, tail = _split_port(text, family)
-    return NatAction(kind=kind, addresses=(_range(head, family),) if head else (), ports=_ports(tail))
+    ranges = (_range(head, family),) if head else ()
+    return NatAction(kind=kind, addresses=ranges, ports=_ports(tail), random=_random(options))
 
 
 def _split_port(text: str, family: int) -> tuple[str, str]:
@@ -70,7 +71,11 @@ def _to_ports(options: Options, kind: NatKind) -> NatAction:
             wanted = ports(only(option), "-")
         elif option[0] not in HARMLESS:
             raise NotUnderstood(f"--{option[0]}")
-    return NatAction(kind=kind, ports=wanted)
+    return NatAction(kind=kind, ports=wanted, random=_random(options))
+
+
+def _random(options: Options) -> bool:
+    return any(option[0] in ("random", "random-fully") for option in options)
 
 
 def _masquerade(options: Options, _: int) -> NatAction:

@@ -1,0 +1,57 @@
+"""A slice of the campaign with a fresh seed, and the proof that the campaign finds errors: some are planted, each must be found."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.fuzz.__main__ import last_line, play
+from tests.kernel.fuzz.campaign import Campaign
+from tests.kernel.fuzz.planted import PLANTED
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and their full state"),
+]
+
+SLICE = int(os.environ.get("FUZZ_SCENARIOS", "300"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
+PLANTED_SCENARIOS = 2000
+
+
+def test_a_fresh_slice_has_no_mismatch(tmp_path: Path) -> None:
+    seed = int(os.environ.get("FUZZ_SEED", "0")) or secrets.randbelow(1_000_000)
+    print(f"seed={seed}")  # noqa: T201 (a failure must name its seed)
+    tally = play(seed, list(range(SLICE)), jobs=2 * (os.cpu_count() or 1), seconds=SECONDS)
+    said = last_line(tally, seed, SECONDS)
+    assert not tally.mismatches, "\n".join((said, *(mismatch.text() for mismatch in tally.mismatches)))
+    assert tally.scenarios >= min(SLICE, 20), said
+    assert tally.unknown < tally.verdicts * 0.005, said
+    assert tally.late < tally.verdicts * 0.02, said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_error_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    campaign = Campaign(20_260_101, places=0)
+    try:
+        found = next((number for number in range(PLANTED_SCENARIOS) if campaign.play(number)), None)
+    finally:
+        campaign.close()
+    assert found is not None, f"not found in {PLANTED_SCENARIOS} scenarios"
+    print(f"found in scenario {found}")  # noqa: T201
+
+
+def test_a_number_is_a_scenario() -> None:
+    from lab.plan import Backend, Kind, make_plan
+    from tests.kernel.fuzz.generator import Generator
+
+    plan = make_plan(Kind.FLANNEL_VXLAN, nodes=2, backend=Backend.LEGACY, families=(4,))
+    one, two = (Generator(7, plan, {}) for _ in range(2))
+    for number in (3, 1, 2):
+        assert one.scenario(number) == two.scenario(number)
+    assert one.scenario(1) != Generator(8, plan, {}).scenario(1)
