@@ -30,7 +30,7 @@ def pod(key: str, **changes: Any) -> PodMeta:  # noqa: ANN401 -- fields of PodMe
     labels = {"pod": name, **({"tier": "back"} if name == "c" else {})}
     ports = (ContainerPort(port=WEB[name], name="web"), ContainerPort(port=53, name="dns", protocol=UDP))
     fields = {"labels": labels, "ports": ports, "ips": (Ip(ADDRESSES[key]),), "node_name": NodeName(NODES[name])}
-    return PodMeta(namespace=namespace, name=name, **{**fields, **changes})
+    return PodMeta(**{"namespace": namespace, "name": name, **fields, **changes})
 
 
 def objects(*policies: Mapping[str, Any] | str, **others: Any) -> ClusterObjects:  # noqa: ANN401 -- fields
