@@ -31,6 +31,7 @@ from tasks.skoop.model.packet import Protocol
 from tasks.skoop.parse import kube_types as k8s
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_json
+from tasks.skoop.parse.kube_policies import kept_as, other_policies
 
 KINDS: Mapping[str, str] = {
     "Node": "nodes",
@@ -41,20 +42,6 @@ KINDS: Mapping[str, str] = {
     "NetworkPolicy": "networkpolicies",
 }
 """Kinds that a diagnosis needs → the name of their list, as kubectl takes it."""
-
-POLICY_KINDS: Mapping[tuple[str, str], str] = {
-    ("policy.networking.k8s.io", "AdminNetworkPolicy"): "AdminNetworkPolicy",
-    ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy"): "BaselineAdminNetworkPolicy",
-    ("policy.networking.k8s.io", "ClusterNetworkPolicy"): "ClusterNetworkPolicy",
-    ("projectcalico.org", "NetworkPolicy"): "CalicoNetworkPolicy",
-    ("projectcalico.org", "GlobalNetworkPolicy"): "GlobalNetworkPolicy",
-    ("projectcalico.org", "NetworkSet"): "NetworkSet",
-    ("projectcalico.org", "GlobalNetworkSet"): "GlobalNetworkSet",
-    ("projectcalico.org", "Tier"): "Tier",
-    ("cilium.io", "CiliumNetworkPolicy"): "CiliumNetworkPolicy",
-    ("cilium.io", "CiliumClusterwideNetworkPolicy"): "CiliumClusterwideNetworkPolicy",
-}
-"""(API group, kind) → the kind under which its objects are kept; crd.projectcalico.org is Calico's group as it is stored."""
 
 _PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -86,23 +73,6 @@ class _Policy(Struct, omit_defaults=True):
     kind: str = "NetworkPolicy"
 
 
-class _OtherPolicy(Struct, omit_defaults=True):
-    """An object of another policy API as it is kept."""
-
-    metadata: k8s.Named
-    api_version: str = field(name="apiVersion", default="")
-    kind: str = ""
-    spec: Raw = Raw(b"")
-    specs: Raw = Raw(b"")
-
-
-class _Identity(Struct):
-    """Who a kept policy is."""
-
-    metadata: k8s.Named = field(default_factory=k8s.Named)
-    api_version: str = field(name="apiVersion", default="")
-
-
 def parse_objects(files: Mapping[str, str]) -> ClusterObjects:
     """Return the objects of these texts, by name of their file (for errors): each a list, or one object.
 
@@ -112,21 +82,15 @@ def parse_objects(files: Mapping[str, str]) -> ClusterObjects:
     seen: set[str] = set()
     for source, text in files.items():
         whole = read_json(text, _List, source)
-        listed = _kept_as(_Head(kind=whole.kind.removesuffix("List"), api_version=whole.api_version))
+        listed = kept_as(whole.api_version, whole.kind.removesuffix("List"))
         items = whole.items if whole.kind.endswith("List") else [Raw(text.encode())]
         seen.add(listed or _kind_of_file(source))
         for raw in items or ():
             head = _read(raw, _Head, source)
-            kind = _kept_as(head) or listed
+            kind = kept_as(head.api_version, head.kind) or listed
             seen.add(kind)
             found.setdefault(kind, []).append(raw)
     return _objects(found, {kind: f"no list of {name} given" for kind, name in KINDS.items() if kind not in seen})
-
-
-def _kept_as(head: _Head) -> str:
-    """Return the kind of an object; of those that share it with another API's, a name of its own."""
-    group = head.api_version.rpartition("/")[0].removeprefix("crd.")
-    return POLICY_KINDS.get((group, head.kind), head.kind)
 
 
 def _kind_of_file(source: str) -> str:
@@ -150,7 +114,7 @@ def _objects(found: Mapping[str, list[Raw]], missing: Mapping[str, str]) -> Clus
                 for row in rows("Namespace", k8s.Object)
             ),
             network_policies=tuple(_policy(row) for row in rows("NetworkPolicy", _Policy)),
-            policies=_policies(found),
+            policies=other_policies(found),
             config=_config(rows("ConfigMap", k8s.ConfigMap)),
             missing={KINDS[kind]: reason for kind, reason in missing.items()},
         )
@@ -286,36 +250,6 @@ def _endpoint(row: k8s.SliceEndpoint, address_type: str) -> SliceEndpoint:
 
 def _policy(row: _Policy) -> str:
     return encode(replace(row, spec=Raw(format_json(row.spec, indent=-1)))).decode()
-
-
-def _policies(found: Mapping[str, list[Raw]]) -> dict[str, tuple[str, ...]]:
-    """Return the objects of the other policy APIs by kind. One that lacks even a name is kept as it is: the engine says so."""
-    kept = {kind: tuple(_other_policy(raw) for raw in found.get(kind, ())) for kind in POLICY_KINDS.values()}
-    return {kind: _once(texts) for kind, texts in kept.items() if texts}
-
-
-def _other_policy(raw: Raw) -> str:
-    try:
-        row = decode(raw, type=_OtherPolicy)
-    except (ValidationError, RecursionError):
-        return format_json(raw, indent=-1).decode()
-    specs = {name: Raw(format_json(value, indent=-1)) for name in ("spec", "specs") if (value := getattr(row, name))}
-    return encode(replace(row, **specs)).decode()
-
-
-def _once(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return objects without those that are there twice because they were listed in both of Calico's API groups."""
-    chosen: dict[object, str] = {}
-    for text in texts:
-        row = decode(text, type=_Identity)
-        stored = row.api_version.startswith("crd.")
-        plain = (
-            row.metadata.name.removeprefix("default.") if "projectcalico.org" in row.api_version else row.metadata.name
-        )
-        key = (row.metadata.namespace, plain) if plain else text
-        if key not in chosen or not stored:
-            chosen[key] = text
-    return tuple(chosen.values())
 
 
 def _config(maps: Iterable[k8s.ConfigMap]) -> dict[str, str]:
