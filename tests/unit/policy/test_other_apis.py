@@ -352,6 +352,14 @@ def test_calico_policies(world: ClusterObjects, src: str, ruling: str) -> None:
     assert found.ingress.ruling == ruling, found.ingress.why
 
 
+@pytest.mark.parametrize("node", ["n2", "n3"])
+def test_a_pods_own_node_gets_in_whatever_the_api(node: str) -> None:
+    worlds = (_others(_calico("a", ingress=[_act("Deny")])), _others(_cilium(ingress=[{}])))
+    for world in worlds:
+        found = PolicyEngine(world).verdict(end(node), end("x/b"), 80)
+        assert found.ruling == ("allowed" if node == "n2" else "denied"), found.why
+
+
 @pytest.mark.parametrize(
     ("text", "selected"),
     [

@@ -54,16 +54,16 @@ def _of_lines(lines: Iterable[dict[str, str]]) -> set[int]:
     return {port for pair in ranges for port in pair if port > 0}
 
 
-def _addresses(lines: Iterable[dict[str, str]]) -> list[int]:
+def _addresses(lines: Iterable[dict[str, str]], near: tuple[int, ...]) -> list[int]:
     found = {int(ip_address("198.51.100.7"))}
     for line in lines:
         for end in (line["from"], line["to"]):
             match = OUTSIDE.fullmatch(end)
             if match:
                 found |= {int(ip_address(match["first"])), int(ip_address(match["last"]))}
-    near = {one + step for one in found for step in (-1, 0, 1)}
+    asked = {one + step for one in found for step in (0, *near)}
     pods = range(int(ip_address("10.200.0.0")), int(ip_address("10.210.0.0")))
-    return sorted(one for one in near if 0 < one < 2**32 - 1 and one not in pods)
+    return sorted(one for one in asked if 0 < one < 2**32 - 1 and one not in pods)
 
 
 def _questions(case: dict[str, Any]) -> Iterator[tuple[str, Party, Party, int, Protocol, bool, PolicyEngine]]:
@@ -72,9 +72,10 @@ def _questions(case: dict[str, Any]) -> Iterator[tuple[str, Party, Party, int, P
     lines = case["expectedConnections"]
     inside = {(line["from"], line["to"]): _connections(line["connections"]) for line in lines}
     parties = {name: engine.world.pod(pod) for name, pod in pods.items()}
-    ports = _interesting(lines, pods.values())
-    if len(parties) > 40:  # the whole-cluster case: its lines know no ports
-        ports = [80]
+    # Large cases are asked at the ends of what their lines name; small ones beside them as well.
+    large, whole = len(parties) > 8, len(parties) > 40
+    ports = sorted({80, *_of_lines(lines)}) if large else _interesting(lines, pods.values())
+    protocols = (Protocol.TCP,) if whole else TRANSPORT
     ranges = []
     for line in lines:
         for way, end, other in ((0, line["from"], line["to"]), (1, line["to"], line["from"])):
@@ -86,21 +87,21 @@ def _questions(case: dict[str, Any]) -> Iterator[tuple[str, Party, Party, int, P
         for target, dst in parties.items():
             if source != target:
                 for port in ports:
-                    for protocol in TRANSPORT:
+                    for protocol in protocols:
                         expected = _holds(inside.get((source, target), {}), protocol, port)
                         yield f"{source} {target}", src, dst, port, protocol, expected, engine
-    outside_ports = sorted({80, *(ports if len(parties) < 8 else _of_lines(lines))})
+    outside_ports = sorted({80, *_of_lines(lines)})
     by_pod: dict[tuple[int, str], list[tuple[int, int, Connections]]] = {}
     for way, other, first, last, known in ranges:
         by_pod.setdefault((way, other), []).append((first, last, known))
-    for number in _addresses(lines):
+    for number in _addresses(lines, near=() if large else (-1, 1)):
         ip = Ip(str(ip_address(number)))
         outside = engine.world.party(Endpoint(ip=ip))
         for name, party in parties.items():
             for way, (src, dst) in enumerate(((outside, party), (party, outside))):
                 known_here = [known for first, last, known in by_pod.get((way, name), ()) if first <= number <= last]
                 for port in outside_ports:
-                    for protocol in TRANSPORT:
+                    for protocol in protocols:
                         expected = any(_holds(known, protocol, port) for known in known_here)
                         yield f"{way} {ip} {name}", src, dst, port, protocol, expected, engine
 
