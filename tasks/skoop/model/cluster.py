@@ -145,8 +145,9 @@ class Namespace(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ClusterObjects(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The objects of one cluster. `network_policies` are kept as the JSON text of each object until a policy engine reads them.
+    """The objects of one cluster. `network_policies` are kept as the JSON text of each object until the policy engine reads them.
 
+    `policies` holds the same of other policy APIs, by kind (parse.kube_policies.POLICY_KINDS); a kind that a cluster does not have is absent.
     `config` holds what the plugin and kube-proxy were configured with where it is known: `flannel/net-conf.json`,
     `kube-proxy/config.conf`, `node/<name>/subnet.env` … → text.
     """
@@ -157,6 +158,7 @@ class ClusterObjects(Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint_slices: tuple[EndpointSlice, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
     network_policies: tuple[str, ...] = ()
+    policies: dict[str, tuple[str, ...]] = {}
     config: dict[str, str] = {}
     missing: dict[str, str] = {}
     """Kind → why it could not be read."""

@@ -31,6 +31,7 @@ from tasks.skoop.model.packet import Protocol
 from tasks.skoop.parse import kube_types as k8s
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_json
+from tasks.skoop.parse.kube_policies import kept_as, other_policies
 
 KINDS: Mapping[str, str] = {
     "Node": "nodes",
@@ -54,11 +55,13 @@ CONFIG: Mapping[tuple[str, str], str] = {
 
 class _List(Struct):
     kind: str = "List"
+    api_version: str = field(name="apiVersion", default="")
     items: list[Raw] | None = None
 
 
 class _Head(Struct):
     kind: str = ""
+    api_version: str = field(name="apiVersion", default="")
 
 
 class _Policy(Struct, omit_defaults=True):
@@ -79,11 +82,12 @@ def parse_objects(files: Mapping[str, str]) -> ClusterObjects:
     seen: set[str] = set()
     for source, text in files.items():
         whole = read_json(text, _List, source)
-        listed = whole.kind.removesuffix("List")
+        listed = kept_as(whole.api_version, whole.kind.removesuffix("List"))
         items = whole.items if whole.kind.endswith("List") else [Raw(text.encode())]
         seen.add(listed or _kind_of_file(source))
         for raw in items or ():
-            kind = _read(raw, _Head, source).kind or listed
+            head = _read(raw, _Head, source)
+            kind = kept_as(head.api_version, head.kind) or listed
             seen.add(kind)
             found.setdefault(kind, []).append(raw)
     return _objects(found, {kind: f"no list of {name} given" for kind, name in KINDS.items() if kind not in seen})
@@ -110,6 +114,7 @@ def _objects(found: Mapping[str, list[Raw]], missing: Mapping[str, str]) -> Clus
                 for row in rows("Namespace", k8s.Object)
             ),
             network_policies=tuple(_policy(row) for row in rows("NetworkPolicy", _Policy)),
+            policies=other_policies(found),
             config=_config(rows("ConfigMap", k8s.ConfigMap)),
             missing={KINDS[kind]: reason for kind, reason in missing.items()},
         )

@@ -65,8 +65,11 @@ def _redact_objects(objects: ClusterObjects) -> ClusterObjects:
     nodes = tuple(replace(node, annotations=_annotations(node.annotations)) for node in objects.nodes)
     services = tuple(replace(service, annotations=_annotations(service.annotations)) for service in objects.services)
     policies = tuple(_policy(text) for text in objects.network_policies)
+    others = {kind: tuple(_policy(text) for text in texts) for kind, texts in objects.policies.items()}
     config = {name: redact_text(text) for name, text in objects.config.items() if keeps_config(name)}
-    changed = replace(objects, nodes=nodes, services=services, network_policies=policies, config=config)
+    changed = replace(
+        objects, nodes=nodes, services=services, network_policies=policies, policies=others, config=config
+    )
     return objects if changed == objects else changed
 
 

@@ -248,6 +248,45 @@ def test_policies_are_kept_whole_but_for_what_kubectl_adds() -> None:
     assert ": " not in text
 
 
+def test_other_policies_are_kept_by_kind_and_told_apart_by_their_group() -> None:
+    spec = {"selector": "all()", "ingress": [{"action": "Deny"}]}
+    calico = obj("NetworkPolicy", "a", apiVersion="projectcalico.org/v3", spec=spec, metadata={"managedFields": [1]})
+    stored = obj("NetworkPolicy", "default.a", apiVersion="crd.projectcalico.org/v1", spec=spec)
+    cilium = obj("CiliumNetworkPolicy", "c", apiVersion="cilium.io/v2", specs=[{"endpointSelector": {}}])
+    admin = obj("AdminNetworkPolicy", "b", "", apiVersion="policy.networking.k8s.io/v1alpha1", spec={"priority": 1})
+    foreign = obj("AdminNetworkPolicy", "f", "", apiVersion="example.org/v1", spec={})
+    plain = obj("NetworkPolicy", "p", apiVersion="networking.k8s.io/v1", spec={"podSelector": {}})
+    objects = parse_objects({"p.json": listed(stored, calico, cilium, admin, foreign, plain)})
+    assert [json.loads(text)["metadata"]["name"] for text in objects.network_policies] == ["p"]
+    assert {kind: [json.loads(text) for text in texts] for kind, texts in objects.policies.items()} == {
+        "CalicoNetworkPolicy": [
+            {
+                "apiVersion": "projectcalico.org/v3",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "a", "namespace": "shop"},
+                "spec": spec,
+            }
+        ],
+        "CiliumNetworkPolicy": [{**cilium, "specs": [{"endpointSelector": {}}]}],
+        "AdminNetworkPolicy": [{**admin, "metadata": {"name": "b"}}],
+    }
+
+
+def test_a_typed_list_says_of_which_group_its_policies_are() -> None:
+    items = [{"metadata": {"name": "a", "namespace": "b"}, "spec": {}}]
+    text = json.dumps({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicyList", "items": items})
+    objects = parse_objects({"p.json": text})
+    assert (len(objects.network_policies), list(objects.policies)) == (0, ["CalicoNetworkPolicy"])
+    assert "networkpolicies" in objects.missing
+
+
+def test_a_policy_of_another_api_that_is_bad_is_kept_as_it_is() -> None:
+    bad = {"kind": "AdminNetworkPolicy", "apiVersion": "policy.networking.k8s.io/v1alpha1", "metadata": []}
+    assert parse_objects({"p.json": listed(bad)}).policies["AdminNetworkPolicy"] == (
+        json.dumps(bad, separators=(",", ":")),
+    )
+
+
 def test_configuration_is_taken_from_two_maps_and_secrets_from_nowhere() -> None:
     items = [
         obj("ConfigMap", "kube-flannel-cfg", data={"net-conf.json": "{}", "cni-conf.json": "no"}),

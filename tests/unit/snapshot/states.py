@@ -126,6 +126,7 @@ def cluster(*names: str) -> ClusterState:
             nodes=tuple(NodeMeta(name=NodeName(name.partition("/")[2]), labels={"b": "2", "a": "1"}) for name in nodes),
             pods=(PodMeta(namespace="shop", name="web"),),
             services=(Service(namespace="shop", name="web", selector={"app": "web"}),),
+            policies={"AdminNetworkPolicy": ('{"metadata":{"name":"a"},"spec":{}}',)},
             missing={"NetworkPolicy": "forbidden"},
         ),
         netns=nodes,

@@ -96,10 +96,11 @@ def test_annotations_keep_what_a_plugin_says_and_lose_copies_and_credentials() -
 def test_policies_lose_what_no_policy_engine_reads() -> None:
     last = "kubectl.kubernetes.io/last-applied-configuration"
     policy = {"metadata": {"name": "p", "managedFields": [1], "annotations": {last: "{}"}}, "spec": {"podSelector": {}}}
-    state = replace(
-        cluster(), objects=replace(cluster().objects, network_policies=(json.dumps(policy), "not JSON", "[]"))
-    )
-    first, *rest = redact(state).objects.network_policies
+    texts = (json.dumps(policy), "not JSON", "[]")
+    objects = replace(cluster().objects, network_policies=texts, policies={"GlobalNetworkPolicy": texts})
+    found = redact(replace(cluster(), objects=objects)).objects
+    assert found.policies == {"GlobalNetworkPolicy": found.network_policies}
+    first, *rest = found.network_policies
     assert json.loads(first) == {"metadata": {"name": "p", "annotations": {}}, "spec": {"podSelector": {}}}
     assert rest == ["not JSON", "[]"]
 
