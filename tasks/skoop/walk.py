@@ -5,6 +5,7 @@ connections that conntrack makes on the way travel with it. Bounded in hops and 
 """
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.netnode import Link
@@ -16,6 +17,8 @@ from tasks.skoop.netstack.skb import End, steps_of
 
 MAX_HOPS = 256
 """Links that one packet may cross: more than a TTL of 64 lasts, so that a packet that goes in circles dies as it really does."""
+_TWICE = 2
+"""A packet may pass a place again on its way (out and back through a tunnel); more often than this is a loop."""
 MAX_COURSES = 2048
 """Branches of one packet that are followed."""
 
@@ -88,6 +91,8 @@ def follow(nodes: NetNodeManager, start: str, passages: tuple[Passage, ...], *, 
             end, missing = _bounded(now, missing)
         if end is not None or crossing is None:
             assert end is not None
+            if end.reason == Reason.TTL_EXPIRED and now.visited.count(now.at) > _TWICE:
+                end = replace(end, outcome=Outcome.LOOPED, detail=f"goes round by {now.at} until its TTL is used up")
             done.append(
                 Course(
                     probability=probability,
