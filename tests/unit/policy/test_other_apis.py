@@ -270,6 +270,11 @@ CALICO_CASES = {
         "y/a",
         "allowed",
     ),
+    "denied before NetworkPolicy allows, by order": (
+        _others(_calico("a", order=500, ingress=[_act("Deny")]), policies=(policy(ingress=[{}]),)),
+        "y/a",
+        "denied",
+    ),
     "after NetworkPolicy that allows": (
         _others(_calico("a", order=2000, ingress=[_act("Deny")]), policies=(policy(ingress=[{}]),)),
         "y/a",

@@ -74,7 +74,8 @@ def _questions(case: dict[str, Any]) -> Iterator[tuple[str, Party, Party, int, P
     parties = {name: engine.world.pod(pod) for name, pod in pods.items()}
     # Large cases are asked at the ends of what their lines name; small ones beside them as well.
     large, whole = len(parties) > 8, len(parties) > 40
-    ports = sorted({80, *_of_lines(lines)}) if large else _interesting(lines, pods.values())
+    named = {80} if whole else {80, *_of_lines(lines)}
+    ports = sorted(named) if large else _interesting(lines, pods.values())
     protocols = (Protocol.TCP,) if whole else TRANSPORT
     ranges = []
     for line in lines:
@@ -90,7 +91,7 @@ def _questions(case: dict[str, Any]) -> Iterator[tuple[str, Party, Party, int, P
                     for protocol in protocols:
                         expected = _holds(inside.get((source, target), {}), protocol, port)
                         yield f"{source} {target}", src, dst, port, protocol, expected, engine
-    outside_ports = sorted({80, *_of_lines(lines)})
+    outside_ports = sorted(named)
     by_pod: dict[tuple[int, str], list[tuple[int, int, Connections]]] = {}
     for way, other, first, last, known in ranges:
         by_pod.setdefault((way, other), []).append((first, last, known))
