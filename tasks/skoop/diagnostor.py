@@ -233,7 +233,7 @@ def _arrived(start: str, sent: Packet, back: Course) -> Course:
         quoted = packet.inner
         fits = (quoted.src, quoted.dst, quoted.sport, quoted.dport) == (sent.src, sent.dst, sent.sport, sent.dport)
     elif packet.protocol in (Protocol.ICMP, Protocol.ICMPV6):
-        fits = (packet.src, packet.dst, packet.sport) == (sent.dst, sent.src, sent.sport)
+        fits = (packet.dst, packet.sport) == (sent.src, sent.sport)  # ping_lookup does not ask who answers
     else:
         fits = (packet.src, packet.sport, packet.dst, packet.dport) == (sent.dst, sent.dport, sent.src, sent.sport)
     if fits and back.last == start:
@@ -278,7 +278,10 @@ def _with_data(
     for backwards in (False, True):
         length = size
         for _ in range(4):  # a router that says how much fits is listened to (RFC 1191)
-            course = diagnostor.segment(forward, reply, length, backwards=backwards)
+            flags = (
+                TcpFlags.ACK if length < question.payload_bytes + 52 else TcpFlags.PSH_ACK
+            )  # only the last one has PSH
+            course = diagnostor.segment(forward, reply, length, backwards=backwards, flags=flags)
             if course is None or course.end.outcome == Outcome.DELIVERED:
                 break
             told = _told_mtu(diagnostor, course)
