@@ -19,6 +19,7 @@ from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, View
 from tasks.skoop.netnodes import EXTERNAL, NetNodeManager
 from tasks.skoop.netstack import icmp
+from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.skb import End
 from tasks.skoop.walk import Course, follow
 
@@ -194,7 +195,14 @@ class Diagnostor:
         return [(stalled, course, back), (lost, course, back)]
 
     def segment(
-        self, course: Course, reply: Course, length: int, *, backwards: bool, flags: TcpFlags = TcpFlags.PSH_ACK
+        self,
+        course: Course,
+        reply: Course,
+        length: int,
+        *,
+        backwards: bool,
+        flags: TcpFlags = TcpFlags.PSH_ACK,
+        flow: Flow | None = None,
     ) -> Course | None:
         """Walk a further segment of a connection that stands; None if that is not possible (its sender is outside)."""
         start = reply.last if not backwards else course.last
@@ -202,7 +210,7 @@ class Diagnostor:
             return None
         first = course.original if not backwards else _mirror(course.packet)
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
-        passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True)
+        passages = self.nodes.get(start).send(packet, reply.flow if flow is None else flow, bound=True, answer=True)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 
@@ -233,7 +241,7 @@ def _arrived(start: str, sent: Packet, back: Course) -> Course:
         quoted = packet.inner
         fits = (quoted.src, quoted.dst, quoted.sport, quoted.dport) == (sent.src, sent.dst, sent.sport, sent.dport)
     elif packet.protocol in (Protocol.ICMP, Protocol.ICMPV6):
-        fits = (packet.src, packet.dst, packet.sport) == (sent.dst, sent.src, sent.sport)
+        fits = (packet.dst, packet.sport) == (sent.src, sent.sport)  # ping_lookup does not ask who answers
     else:
         fits = (packet.src, packet.sport, packet.dst, packet.dport) == (sent.dst, sent.dport, sent.src, sent.sport)
     if fits and back.last == start:
@@ -275,11 +283,16 @@ def _with_data(
     if not stands or not question.payload_bytes or reply is None:
         return outcome
     size = _segment_bytes(diagnostor, forward, question.payload_bytes)
+    flow: Flow | None = None
     for backwards in (False, True):
         length = size
         for _ in range(4):  # a router that says how much fits is listened to (RFC 1191)
-            course = diagnostor.segment(forward, reply, length, backwards=backwards)
+            flags = (
+                TcpFlags.ACK if length < question.payload_bytes + 52 else TcpFlags.PSH_ACK
+            )  # only the last one has PSH
+            course = diagnostor.segment(forward, reply, length, backwards=backwards, flags=flags, flow=flow)
             if course is None or course.end.outcome == Outcome.DELIVERED:
+                flow = course.flow if course is not None else flow
                 break
             told = _told_mtu(diagnostor, course)
             if not told or told >= length:

@@ -103,6 +103,11 @@ class Campaign:
             self._world.close()
             self._world = None
 
+    def forget_compiled(self) -> None:
+        """Compile every namespace anew for the next scenario: the simulator has been changed."""
+        if self._world is not None:
+            self._world.compiled.clear()
+
     def play(self, number: int) -> list[Mismatch]:
         """Play one scenario; return its mismatches, made small."""
         world, generator = self._ready(number)
