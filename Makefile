@@ -77,6 +77,10 @@ ONLY ?=
 fuzz-kernel: system $(BIN)/.dev-stamp ## N random scenarios against the kernel (SEED=… ONLY=…); status 1 on a mismatch
 	@$(BIN)/python -m tests.kernel.fuzz -n $(N) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: fuzz-uml-ipvs
+fuzz-uml-ipvs: $(BIN)/.dev-stamp ## probe IPVS in user-mode Linux and compare (N=10 random cases, SEED=1; NAMED=1: the named ones, too)
+	@$(BIN)/python -m tests.uml.ipvs.record --seed $(or $(SEED),1) --count $(or $(N),10) $(if $(NAMED),--named)
+
 .PHONY: bench
 bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
 	@$(BIN)/python -m bench

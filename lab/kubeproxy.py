@@ -191,7 +191,7 @@ def _backends(slices: list[Json], port: Json, node: str) -> tuple[Backend, ...]:
     return tuple(found[text] for text in sorted(found))
 
 
-def _prefer_ready(backends: Iterable[Backend]) -> tuple[Backend, ...]:
+def prefer_ready(backends: Iterable[Backend]) -> tuple[Backend, ...]:
     """Ready endpoints, or the terminating ones that still serve if none is ready (CategorizeEndpoints)."""
     given = tuple(backends)
     return tuple(backend for backend in given if backend.ready) or given
@@ -257,9 +257,9 @@ class _Writer:
 
     def write(self) -> None:
         port = self.port
-        cluster = _prefer_ready(port.backends) if not port.internal_local or port.external else ()
+        cluster = prefer_ready(port.backends) if not port.internal_local or port.external else ()
         wants_local = port.internal_local or (port.external_local and port.external)
-        local = _prefer_ready(backend for backend in port.backends if backend.local) if wants_local else ()
+        local = prefer_ready(backend for backend in port.backends if backend.local) if wants_local else ()
         usable = bool(port.backends)
         internal = bool(local) if port.internal_local else usable
         external = bool(local) if port.external_local else usable

@@ -17,7 +17,13 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from tasks.skoop.collect import diag, rtlinks, rtroutes
 from tasks.skoop.collect.ctdump import dump_conntrack
 from tasks.skoop.collect.messages import Request
-from tasks.skoop.collect.packetfilter import PROC_NET, read_ipsets, read_ipvs, read_packet_filter
+from tasks.skoop.collect.packetfilter import (
+    PROC_NET,
+    read_ipsets,
+    read_ipvs,
+    read_ipvs_connections,
+    read_packet_filter,
+)
 from tasks.skoop.collect.peers import resolve_peers
 from tasks.skoop.collect.settings import read_settings
 from tasks.skoop.collect.tools import find_tool, run_tool
@@ -108,6 +114,7 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
         nft=nft,
         ipsets=gaps.read(Section.IPSETS, read_ipsets),
         ipvs=gaps.read(Section.IPVS, read_ipvs),
+        ipvs_connections=gaps.read(Section.IPVS, read_ipvs_connections),
         route_exceptions=gaps.read(Section.ROUTE_EXCEPTIONS, _exceptions),
         missing=tuple(gaps.found),
     )

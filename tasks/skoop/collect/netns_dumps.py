@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import (
     Interface,
+    IpvsService,
     Missing,
     NetNS,
     NftTable,
@@ -36,7 +37,7 @@ from tasks.skoop.parse.conntrack import parse_conntrack
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
-from tasks.skoop.parse.ipvs import parse_ipvsadm
+from tasks.skoop.parse.ipvs import in_kernel_order, parse_ip_vs, parse_ip_vs_conn, parse_ipvsadm
 from tasks.skoop.parse.links import combine, parse_addresses, parse_links, parse_ports
 from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
 from tasks.skoop.parse.nft import FAMILIES, parse_nft, without_iptables
@@ -59,6 +60,7 @@ RT_TABLES = ("rt_tables",)
 LISTENING = ("ss-tlnupH.txt", "ss-tlnup.txt", "ss-tlnu.txt")
 CONNECTIONS = ("ss-tanH.txt", "ss-tan.txt")
 NFT = ("nft-ruleset.json", "nft.json")
+IPVS = ("ipvsadm-Sn.txt", "proc-net-ip_vs.txt")
 SYSCTLS = ("sysctl-net.txt", "sysctl-a.txt", "sysctl.txt")
 IPTABLES: Mapping[int, str] = {4: "iptables-save", 6: "ip6tables-save"}
 VARIANTS: tuple[tuple[str, Backend | None], ...] = ((".legacy", Backend.LEGACY), (".nft", Backend.NFT), ("", None))
@@ -75,7 +77,7 @@ TABLES: tuple[tuple[Section, tuple[str, ...]], ...] = (
     (Section.SOCKETS, LISTENING),
     (Section.CONNTRACK, ("conntrack-L.txt",)),
     (Section.IPSETS, ("ipset-save.txt",)),
-    (Section.IPVS, ("ipvsadm-Sn.txt",)),
+    (Section.IPVS, IPVS),
     (Section.ROUTE_EXCEPTIONS, ("ip-route-cache.json",)),
 )
 """Section → the files that it may come from, but for iptables, which has many."""
@@ -124,7 +126,8 @@ def load_netns(dump: NetnsDump, netns: NetnsId) -> NetNS:
         tables=xtables,
         nft=without_iptables(nft, xtables),
         ipsets=dump.read(("ipset-save.txt",), parse_ipset_save) or (),
-        ipvs=dump.read(("ipvsadm-Sn.txt",), parse_ipvsadm) or (),
+        ipvs=_ipvs(dump),
+        ipvs_connections=dump.read(("proc-net-ip_vs_conn.txt",), parse_ip_vs_conn) or (),
         route_exceptions=dump.read(("ip-route-cache.json",), parse_exceptions) or (),
         missing=tuple(_missing(dump)),
     )
@@ -163,6 +166,12 @@ def _sockets(dump: NetnsDump) -> tuple[Socket, ...]:
     listening = dump.read(LISTENING, parse_sockets) or ()
     connections = dump.read(CONNECTIONS, parse_sockets) or ()
     return (*listening, *(socket for socket in connections if socket.state not in UNREAD_STATES))
+
+
+def _ipvs(dump: NetnsDump) -> tuple[IpvsService, ...]:
+    listed = dump.read(IPVS[1:], parse_ip_vs) or ()
+    saved = dump.read(IPVS[:1], parse_ipvsadm)
+    return listed if saved is None else in_kernel_order(saved, listed)
 
 
 def _iptables_files(folder: Path) -> list[tuple[str, int, Backend | None]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 
 from tasks.skoop.collect.tools import ToolFailed, find_tool, run_tool
-from tasks.skoop.model.state import IpSet, IpvsService, NftTable
+from tasks.skoop.model.state import IpSet, IpvsConnection, IpvsService, NftTable
 from tasks.skoop.model.xtables import Backend, XTable
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
-from tasks.skoop.parse.ipvs import parse_ipvsadm
+from tasks.skoop.parse.ipvs import in_kernel_order, parse_ip_vs, parse_ip_vs_conn, parse_ipvsadm
 from tasks.skoop.parse.nft import parse_nft, without_iptables
 
 PROC_NET = Path("/proc/thread-self/net")
@@ -118,12 +118,22 @@ def read_ipsets() -> tuple[IpSet, ...]:
 
 
 def read_ipvs() -> tuple[IpvsService, ...]:
-    """Return the virtual services of IPVS; none where the kernel has no IPVS. Raises ToolFailed, ParseError, OSError."""
+    """Return the virtual services of IPVS; none where the kernel has no IPVS. Raises ToolFailed, ParseError, OSError.
+
+    ipvsadm tells more than /proc, but not the order of the servers; where it is not installed /proc alone must do.
+    """
     try:
-        table = (PROC_NET / "ip_vs").read_text()
+        listed = parse_ip_vs((PROC_NET / "ip_vs").read_text())
     except FileNotFoundError:
         return ()
-    # Three lines of headings. ipvsadm is asked only where there is something to say, as it may not be installed.
-    if len(table.splitlines()) <= 3:
+    if not listed or find_tool("ipvsadm") is None:
+        return listed
+    return in_kernel_order(parse_ipvsadm(run_tool(["ipvsadm", "-Sn"]), "ipvsadm -Sn"), listed)
+
+
+def read_ipvs_connections() -> tuple[IpvsConnection, ...]:
+    """Return IPVS's own connections and persistence templates. Raises ParseError, OSError."""
+    try:
+        return parse_ip_vs_conn((PROC_NET / "ip_vs_conn").read_text())
+    except FileNotFoundError:
         return ()
-    return parse_ipvsadm(run_tool(["ipvsadm", "-Sn"]), "ipvsadm -Sn")

@@ -299,24 +299,55 @@ class NftTable(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class IpvsDestination(Struct, frozen=True, array_like=True):
-    """One real server: address, port, forwarding method (masq, tunnel, route), weight."""
+    """One real server: address, port, forwarding method (masq, tunnel, route), weight.
+
+    `encapsulation` is that of a tunnel: ipip (also for IPv6), gue or gre.
+    """
 
     ip: Ip
     port: int
     method: str = "masq"
     weight: int = 1
+    encapsulation: str = "ipip"
 
 
 class IpvsService(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One virtual service of IPVS; `fwmark` is set instead of address and port where the service is by mark."""
+    """One virtual service of IPVS; `fwmark` is set instead of address and port where the service is by mark.
+
+    `family` is 4 or 6, and is told here for services by mark (0: by `ip`). `netmask` groups the clients of a persistent service
+    (a mask or a prefix length; "" for each by itself). `flags`: ops (one packet), and the scheduler's own (sh-fallback,
+    sh-port, mh-fallback, mh-port, flag-1 …). `ordered`: the destinations stand in the kernel's own order, not in that of a tool.
+    """
 
     protocol: Protocol = Protocol.TCP
     ip: Ip | None = None
     port: int = 0
     fwmark: int = 0
+    family: int = 0
     scheduler: str = "rr"
     persistent_s: int = 0
+    netmask: str = ""
+    flags: tuple[str, ...] = ()
+    ordered: bool = False
     destinations: tuple[IpvsDestination, ...] = ()
+
+
+class IpvsConnection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of IPVS's own connection table; a persistence template has client port 0.
+
+    A template's client is the masked address; its virtual port is 0 where the service has no port or is by mark (then the
+    virtual address is 0.0.0.<mark>, as the kernel prints it).
+    """
+
+    protocol: Protocol
+    client: Ip
+    client_port: int
+    virtual: Ip
+    virtual_port: int
+    ip: Ip
+    port: int
+    state: str = ""
+    expires_s: int = 0
 
 
 class RouteException(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -349,6 +380,7 @@ class NetNS(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nft: tuple[NftTable, ...] = ()
     ipsets: tuple[IpSet, ...] = ()
     ipvs: tuple[IpvsService, ...] = ()
+    ipvs_connections: tuple[IpvsConnection, ...] = ()
     route_exceptions: tuple[RouteException, ...] = ()
     missing: tuple[Missing, ...] = ()
 

@@ -93,6 +93,8 @@ class Reason(StrEnum):
     NEIGH_FAILED = "neigh_failed"
     OTHERHOST = "otherhost"
     NO_SOCKET = "no_socket"
+    NO_REAL_SERVER = "no_real_server"
+    IPVS_DROP = "ipvs_drop"
     LISTEN_OVERFLOW = "listen_overflow"
     TTL_EXPIRED = "ip_inhdr"
     PKT_TOO_BIG = "pkt_too_big"

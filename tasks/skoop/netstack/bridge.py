@@ -127,8 +127,8 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.out_dev = bridge.name
     done: list[Skb] = []
     for way in traverse(ns, skb, Hook.FORWARD):
-        done += traverse(ns, way, Hook.POSTROUTING) if way.end is None else [way]
-    return [_to_port(ns, way, port) if way.end is None else way for way in done]
+        done += traverse(ns, way, Hook.POSTROUTING) if way.end is None and not way.stolen else [way]
+    return [way if way.end or way.taken_over() else _to_port(ns, way, port) for way in done]
 
 
 def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface) -> list[Skb]:

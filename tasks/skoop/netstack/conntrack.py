@@ -67,6 +67,7 @@ class Known:
 
     def __init__(self, netns: NetNS) -> None:
         self._by_tuple: dict[Key, tuple[ConntrackEntry, bool]] = {}
+        self._virtual = {(service.protocol, service.ip, service.port) for service in netns.ipvs}
         for entry in netns.conntrack:
             if entry.state in (
                 "TIME_WAIT",
@@ -82,7 +83,13 @@ class Known:
         if not self._by_tuple:
             return None
         hit = self._by_tuple.get((packet.protocol, zone, tuple_of(packet)))
-        return conn_from_entry(hit[0]) if hit else None
+        if hit is None:
+            return None
+        conn = conn_from_entry(hit[0])
+        if (conn.protocol, conn.original.dst, conn.original.dport) in self._virtual:
+            # IPVS wrote the real server into the reply (ip_vs_update_conntrack) and translates itself: it is no DNAT
+            conn = replace(conn, dnat=False)
+        return conn
 
 
 def conn_from_entry(entry: ConntrackEntry) -> Conn:

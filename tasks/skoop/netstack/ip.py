@@ -213,7 +213,8 @@ def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
 
 def ip_local_deliver(ns: Namespace, skb: Skb) -> list[Skb]:
     """Ask INPUT, then hand the packet to its socket, tunnel or to the kernel itself."""
-    return [_to_transport(ns, way) if way.end is None else way for way in traverse(ns, skb, Hook.INPUT)]
+    ways = traverse(ns, skb, Hook.INPUT)
+    return [way if way.end or way.taken_over() else _to_transport(ns, way) for way in ways]
 
 
 def _to_transport(ns: Namespace, skb: Skb) -> Skb:
@@ -342,9 +343,13 @@ def ip_forward(ns: Namespace, skb: Skb) -> list[Skb]:
     if packet.length > mtu_bytes and (packet.df or packet.version == 6):
         return [_too_big(ns, skb, mtu_bytes)]
     skb.packet = packet.with_(ttl=packet.ttl - 1)
-    ways = traverse(ns, skb, Hook.FORWARD)
+    return _on_to_output(traverse(ns, skb, Hook.FORWARD))
+
+
+def _on_to_output(ways: list[Skb]) -> list[Skb]:
     for way in ways:
-        way.at = At.IP_OUTPUT
+        if not way.taken_over():
+            way.at = At.IP_OUTPUT
     return ways
 
 
@@ -455,10 +460,7 @@ def _check_size(ns: Namespace, skb: Skb) -> None:
 
 def ip_local_out(ns: Namespace, skb: Skb) -> list[Skb]:
     """Pass OUTPUT."""
-    ways = traverse(ns, skb, Hook.OUTPUT)
-    for way in ways:
-        way.at = At.IP_OUTPUT
-    return ways
+    return _on_to_output(traverse(ns, skb, Hook.OUTPUT))
 
 
 def ip_output(ns: Namespace, skb: Skb) -> list[Skb]:

@@ -16,7 +16,7 @@ from tasks.skoop.model.addr import Ip, ip_int
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
-from tasks.skoop.netstack import conntrack, icmp
+from tasks.skoop.netstack import conntrack, icmp, ipvs
 from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
@@ -56,6 +56,7 @@ class OpKind(Enum):
     TRACK = auto()
     NAT = auto()
     CONFIRM = auto()
+    IPVS = auto()
 
 
 Groups = tuple[tuple[CompiledTable, ...], ...]
@@ -72,6 +73,7 @@ class Op(NamedTuple):
     kind: OpKind
     tables: Groups = ()
     reroutes: bool = False
+    balancing: ipvs.Way | None = None
 
 
 def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
@@ -97,6 +99,8 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
         if hook in _NAT_SOURCE:
             ops.append(Op(_NAT_SRC, OpKind.NAT, _nat_tables(ns, family, hook, _NAT_SRC)))
             ops.append(Op(_CONFIRM, OpKind.CONFIRM))
+    if ipvs.runs(ns):
+        ops += [Op(priority, OpKind.IPVS, balancing=way) for priority, way in ipvs.HOOKS.get(hook, ())]
     return tuple(sorted(ops, key=lambda op: op.priority))
 
 
@@ -122,7 +126,7 @@ def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     ways = [skb]
     skb.hook_out = skb.out_dev
     for op in ns.plan(family, hook):
-        ways = [after for way in ways for after in (_apply(ns, way, hook, op) if way.end is None else (way,))]
+        ways = [after for way in ways for after in ((way,) if way.end or way.stolen else _apply(ns, way, hook, op))]
     return ways
 
 
@@ -138,6 +142,9 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
             return _nat(ns, skb, hook, op.tables)
         case OpKind.TABLE:
             return _filter(ns, skb, hook, op.tables[0][0], reroutes=op.reroutes)
+        case OpKind.IPVS:
+            assert op.balancing is not None
+            return ipvs.apply(ns, skb, hook, op.balancing)
 
 
 def _view(ns: Namespace, skb: Skb) -> ConnectionView:
@@ -224,14 +231,19 @@ def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
 
 def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
     """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
-    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP and not skb.packet.is_icmp_error:
+    if hook == Hook.OUTPUT and _tells_sender(skb) and not skb.packet.is_icmp_error:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)
     return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, detail)
 
 
+def _tells_sender(skb: Skb) -> bool:
+    """Say whether a drop in OUTPUT makes send() fail: not once IPVS has taken the packet over."""
+    return skb.local and not skb.ipvs and skb.packet.protocol != Protocol.TCP
+
+
 def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb:
-    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP:
+    if hook == Hook.OUTPUT and _tells_sender(skb):
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         return skb.finish(
             Outcome.UNREACHABLE, Reason.NETFILTER_REJECT, place, f"rejected with {kind}", action="reject", error=error

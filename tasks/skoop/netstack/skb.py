@@ -117,6 +117,7 @@ class Skb:
         "frame_dst",
         "hook_out",
         "in_dev",
+        "ipvs",
         "is_reply",
         "kept",
         "leg",
@@ -135,6 +136,7 @@ class Skb:
         "probability",
         "redraw",
         "src_mac",
+        "stolen",
         "trail",
         "untracked",
         "zone",
@@ -165,6 +167,8 @@ class Skb:
         self.local_route = False  # its destination was found to be local before it was sent over lo
         self.pre_done = False  # br_netfilter has already called PREROUTING (ip_sabotage_in)
         self.frame_dst = ""  # destination address of the frame that a bridge took in
+        self.ipvs = False  # IPVS has seen it in this namespace (ipvs_property)
+        self.stolen = False  # a hook took it over (NF_STOLEN): what comes next is `at`
         self.answer = False  # not the first packet of its flow: its socket is the walk's own
         self.probability = 1.0
         self.trail: Trail = None
@@ -192,6 +196,11 @@ class Skb:
         """Record steps that were made elsewhere."""
         for step in steps:
             self.trail = (self.trail, step)
+
+    def taken_over(self) -> bool:
+        """Say, once, whether a hook took the packet over; it then goes on where that hook has put it (`at`)."""
+        taken, self.stolen = self.stolen, False
+        return taken
 
     def narrow(self, mtu_bytes: int) -> None:
         """Account for a device of that MTU on the way."""

@@ -25,6 +25,8 @@ REASON_WORDS: Mapping[Reason, str] = {
     Reason.NEIGH_FAILED: "nobody answers for the next hop's address on this link",
     Reason.OTHERHOST: "the frame is addressed to another host's MAC",
     Reason.NO_SOCKET: "nobody listens there",
+    Reason.NO_REAL_SERVER: "the virtual server has no real server that takes new connections",
+    Reason.IPVS_DROP: "IPVS drops it",
     Reason.LISTEN_OVERFLOW: "the listener's queue is full",
     Reason.TTL_EXPIRED: "its time to live ran out",
     Reason.PKT_TOO_BIG: "it is larger than the next link takes, and must not be fragmented",
