@@ -359,8 +359,13 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     ways = [skb]
     if not done and not skb.is_reply:
         ways = _consult(ns, skb, hook, tables, source=source)
-    return [
+    done = [
         after for way in ways for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
+    ]
+    # nf_nat_ipv4_local_fn sees two tuples that differ, as after a DNAT, and routes what IPVS balanced again
+    again = hook == Hook.OUTPUT and not skb.is_reply and conn.original.dst != conn.reply.src
+    return [
+        after for way in done for after in (reroute(ns, way) if again and way.ipvs and way.end is None else [way])
     ]
 
 
@@ -511,12 +516,12 @@ def reroute(ns: Namespace, skb: Skb) -> list[Skb]:
     """Look the route up again after OUTPUT changed what it hangs on (ip_route_me_harder, net/ipv4/netfilter.c)."""
     packet = skb.packet
     router = ns.routers[packet.version]
-    src = packet.src if ns.is_local(packet.src) else None
+    src = packet.src if skb.ipvs or ns.is_local(packet.src) else None
     found = router.lookup(replace(FlowKey.of(packet), src=src), ignore_linkdown=ns.ignore_linkdown)
     place = ns.place(Stage.ROUTE, key=packet.dst)
     if found is None or found.errno or not found.legs:
         detail = f"no route to {packet.dst} after NAT"
-        if packet.protocol == Protocol.TCP or skb.originated:
+        if packet.protocol == Protocol.TCP or skb.originated or skb.ipvs:
             skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)
         else:
             errno = found.errno if found and found.errno else "ENETUNREACH"
