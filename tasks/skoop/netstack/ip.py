@@ -221,12 +221,6 @@ def _to_transport(ns: Namespace, skb: Skb) -> Skb:
     packet = skb.packet
     if packet.encap is not None:
         return vxlan_rcv(ns, skb)
-    if (virtual := ns.virtual_server(packet)) is not None:
-        place = ns.place(Stage.IPVS, key=_end_of(packet))
-        skb.missing = (*skb.missing, f"{ns.id}: what IPVS does with {virtual}")
-        return skb.finish(
-            Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "virtual servers are not simulated", action="unknown"
-        )
     if packet.inner is not None:
         return skb.finish(
             Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"

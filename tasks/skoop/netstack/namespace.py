@@ -224,15 +224,6 @@ class Namespace:
                 best = (score, socket)
         return best[1] if best else None
 
-    def virtual_server(self, packet: Packet) -> str | None:
-        """Return the virtual service of IPVS that takes a packet to a local address (ip_vs_in), or None."""
-        for service in self.state.ipvs:
-            if service.fwmark and service.fwmark == packet.mark:
-                return f"fwmark {service.fwmark}"
-            if (service.protocol, service.ip) == (packet.protocol, packet.dst) and service.port in (0, packet.dport):
-                return f"{service.protocol} {service.ip}:{service.port}"
-        return None
-
     def has_socket(self, packet: Packet, *, transparent: bool, wildcard: bool) -> bool | None:
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""
         del transparent  # IP_TRANSPARENT is not in a dump; a listener found is the better guess

@@ -359,13 +359,13 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     ways = [skb]
     if not done and not skb.is_reply:
         ways = _consult(ns, skb, hook, tables, source=source)
-    done = [
+    after_nat = [
         after for way in ways for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
     ]
     # nf_nat_ipv4_local_fn sees two tuples that differ, as after a DNAT, and routes what IPVS balanced again
     again = hook == Hook.OUTPUT and not skb.is_reply and conn.original.dst != conn.reply.src
     return [
-        after for way in done for after in (reroute(ns, way) if again and way.ipvs and way.end is None else [way])
+        after for way in after_nat for after in (reroute(ns, way) if again and way.ipvs and way.end is None else [way])
     ]
 
 

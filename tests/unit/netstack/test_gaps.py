@@ -5,8 +5,7 @@ from msgspec.structs import replace
 
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId, node_netns
-from tasks.skoop.model.packet import Protocol
-from tasks.skoop.model.state import IpvsService, Missing, NetNS, Section
+from tasks.skoop.model.state import Missing, NetNS, Section
 from tasks.skoop.model.trace import Stage, View
 from tests.scenarios.scenario import BENCH, Scenario, parse
 from tests.scenarios.state import state_of
@@ -98,14 +97,3 @@ def test_a_namespace_that_was_not_collected_is_not_called_silent() -> None:
     diagnosis = ask(alone, what)
     assert diagnosis.client_sees == {View.UNKNOWN: 1.0}
     assert any("node/b" in gap for gap in diagnosis.missing)
-
-
-def test_a_virtual_server_is_not_called_refusing() -> None:
-    """IPVS is not simulated: what it would take is unknown, the rest is as ever."""
-    scenario = scenario_of(PAIR + "connect a tcp 10.1.0.2:81\nconnect a tcp 10.1.0.2:82\n")
-    state = state_of(scenario)
-    b = state.netns[node_netns("b")]
-    virtual = IpvsService(protocol=Protocol.TCP, ip=b.interfaces[1].addresses[0].ip, port=81)
-    state = replace(state, netns={**state.netns, b.id: replace(b, ipvs=(virtual,))})
-    views = [ask(state, what).client_sees for what in connects(scenario)]
-    assert views == [{View.CONNECTED: 1.0}, {View.UNKNOWN: 1.0}, {View.REFUSED: 1.0}]
