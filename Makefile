@@ -73,6 +73,10 @@ lock: $(BIN)/.dev-stamp ## pin the dependencies again (LOCK_ARGS=--upgrade for n
 N ?= 1000
 SEED ?=
 ONLY ?=
+.PHONY: fuzz-planted
+fuzz-planted: system $(BIN)/.dev-stamp ## plant errors in the simulator; the campaign must find each (long, as root)
+	@FUZZ_PLANTED=1 $(BIN)/python -m pytest tests/kernel/fuzz -k planted
+
 .PHONY: fuzz-kernel
 fuzz-kernel: system $(BIN)/.dev-stamp ## N random scenarios against the kernel (SEED=… ONLY=…); status 1 on a mismatch
 	@$(BIN)/python -m tests.kernel.fuzz -n $(N) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
