@@ -151,7 +151,7 @@ class Diagnostor:
                 df=packet.df and packet.protocol == Protocol.TCP,
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
-            passages = node.send(answer, course.flow, bound=True, answer=True)
+            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif)
         results: list[Result] = []
         for arriving in follow(self.nodes, course.last, passages, answer=True):
             back = _arrived(start, course.original, arriving)
@@ -197,7 +197,8 @@ class Diagnostor:
             return None
         first = course.original if not backwards else _mirror(course.packet)
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
-        passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True)
+        oif = course.end.oif if backwards else ""
+        passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True, oif=oif)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 

@@ -81,10 +81,10 @@ def errno_of(packet: Packet) -> str:
     return (ERRNO6 if packet.protocol == Protocol.ICMPV6 else ERRNO).get(kind, "EHOSTUNREACH")
 
 
-def own_source(ns: Namespace, dst: Ip, dev: str = "") -> Ip | None:
-    """Return the address that this namespace would use towards `dst`, or None if it has no route or no address."""
+def own_source(ns: Namespace, dst: Ip, dev: str = "", vrf: str = "") -> Ip | None:
+    """Return the address that this namespace would use towards `dst` (in a VRF), or None if it has no route or no address."""
     router = ns.routers[6 if ":" in dst else 4]
-    found = router.lookup(FlowKey(dst=dst), ignore_linkdown=ns.ignore_linkdown)
+    found = router.lookup(FlowKey(dst=dst, oif=vrf), ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno or not found.legs:
         return None
     if found.route is not None and found.route.prefsrc is not None:
@@ -109,7 +109,7 @@ def error_about(
     if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) and packet.icmp_type in (0, 5, 129, 137):
         return None
     inbound = in_dev if ns.sysctl("net/ipv4/icmp_errors_use_inbound_ifaddr") else ""
-    src = packet.dst if to_local else own_source(ns, packet.src, inbound)
+    src = packet.dst if to_local else own_source(ns, packet.src, inbound, in_dev if ns.is_vrf(in_dev) else "")
     if src is None:
         return None
     version6 = packet.version == 6

@@ -10,16 +10,19 @@ from enum import Enum, auto
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, is_link_local, is_loopback, is_multicast
-from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
+from tasks.skoop.model.ids import NetnsId
+from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.iptunnel import ip_tunnel_rcv
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
-from tasks.skoop.netstack.skb import At, Response, Skb
+from tasks.skoop.netstack.skb import At, Emit, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
-from tasks.skoop.netstack.tunnel import vxlan_rcv
+from tasks.skoop.netstack.tunnel import udp_tunnel_rcv
+from tasks.skoop.netstack.wireguard import wg_receive
 from tasks.skoop.netstack.xtables.api import Hook
 
 _ERROR_OF = {
@@ -72,10 +75,36 @@ def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb]
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
         return [_lacking(ns, skb, Stage.ROUTE, skb.packet.dst, f"routes ({why})")]
+    vrf = ns.vrf_of(skb.in_dev)
+    if vrf:
+        return [one for way in _vrf_rcv(ns, skb, vrf) for one in ([way] if way.end else _input(ns, way))]
+    above = ns.wire.l3s_above(ns.id, skb.in_dev, skb.packet.dst)
+    if above is not None:
+        return _to_l3s(ns, skb, above)
+    return _input(ns, skb)
+
+
+def _input(ns: Namespace, skb: Skb) -> list[Skb]:
     martian = _martian(ns, skb)
-    if martian is not None:
-        return [martian]
-    return _route_input(ns, skb)
+    return [martian] if martian is not None else _route_input(ns, skb)
+
+
+def _vrf_rcv(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
+    """vrf_ip_rcv (drivers/net/vrf.c): from here on it has come in by the VRF, and PREROUTING sees it once more."""
+    skb.slave, skb.in_dev = skb.in_dev, vrf
+    skb.step(ns.place(Stage.LINK, dev=vrf), "enter", f"{skb.slave} belongs to the VRF {vrf}")
+    return traverse(ns, skb, Hook.PREROUTING)
+
+
+def _to_l3s(ns: Namespace, skb: Skb, above: tuple[NetnsId, str]) -> list[Skb]:
+    """ipvlan_l3_rcv, ipvlan_nf_input (drivers/net/ipvlan/ipvlan_l3s.c): our INPUT sees it, then the other namespace's sockets."""
+    ways = traverse(ns, skb, Hook.INPUT)
+    for way in ways:
+        if way.end is None:
+            way.emit = Emit(
+                dev=way.in_dev, frame=Frame(way.packet.with_(mark=0, ct_state=CtState.NONE)), to=above, entry="socket"
+            )
+    return ways
 
 
 def _lacking(ns: Namespace, skb: Skb, stage: Stage, key: str, what: str) -> Skb:
@@ -202,10 +231,17 @@ def ip_local_deliver(ns: Namespace, skb: Skb) -> list[Skb]:
     return [_to_transport(ns, way) if way.end is None else way for way in traverse(ns, skb, Hook.INPUT)]
 
 
+def to_socket(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Hand a packet straight to its socket: another namespace's stack has already let it in (ipvlan_nf_input)."""
+    return [_to_transport(ns, skb)]
+
+
 def _to_transport(ns: Namespace, skb: Skb) -> Skb:
     packet = skb.packet
     if packet.encap is not None:
-        return vxlan_rcv(ns, skb)
+        if packet.cipher:
+            return wg_receive(ns, skb)
+        return udp_tunnel_rcv(ns, skb) if packet.protocol == Protocol.UDP else ip_tunnel_rcv(ns, skb)
     if packet.inner is not None:
         return skb.finish(
             Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"
@@ -257,7 +293,7 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
     place = ns.place(Stage.SOCKET, dev=skb.in_dev, key=_end_of(packet))
     if (why := ns.state.lacks(Section.SOCKETS)) is not None:
         return _lacking(ns, skb, Stage.SOCKET, _end_of(packet), f"sockets ({why})")
-    socket = ns.listener(packet, skb.in_dev)
+    socket = ns.listener(packet, skb.in_dev, skb.slave)
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
@@ -268,8 +304,15 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
             place,
             f"accept queue of the listener{who} is full: {socket.recv_queue} of {socket.backlog}",
         )
+    oif = socket.dev or (skb.in_dev if skb.slave and packet.protocol == Protocol.TCP else "")
     return skb.finish(
-        Outcome.DELIVERED, Reason.NONE, place, f"to {socket.ip}:{socket.port}{who}", action="deliver", socket=socket
+        Outcome.DELIVERED,
+        Reason.NONE,
+        place,
+        f"to {socket.ip}:{socket.port}{who}",
+        action="deliver",
+        socket=socket,
+        oif=oif,
     )
 
 
@@ -416,9 +459,27 @@ def _check_size(ns: Namespace, skb: Skb) -> None:
 
 def ip_local_out(ns: Namespace, skb: Skb) -> list[Skb]:
     """Pass OUTPUT."""
-    ways = traverse(ns, skb, Hook.OUTPUT)
+    vrf = ns.vrf_of(skb.out_dev)
+    before = _vrf_out(ns, skb, vrf) if vrf else [skb]
+    ways = [one for way in before for one in (traverse(ns, way, Hook.OUTPUT) if way.end is None else [way])]
     for way in ways:
         way.at = At.IP_OUTPUT
+    return ways
+
+
+def _vrf_out(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
+    """vrf_ip_out_direct (drivers/net/vrf.c): OUTPUT and POSTROUTING see it a first time, untracked and leaving by the VRF."""
+    dev, conn, reply, untracked = skb.out_dev, skb.conn, skb.is_reply, skb.untracked
+    state = skb.packet.ct_state
+    skb.out_dev, skb.conn, skb.untracked = vrf, -1, True
+    skb.packet = skb.packet.with_(ct_state=CtState.UNTRACKED)
+    ways = [skb]
+    for hook in (Hook.OUTPUT, Hook.POSTROUTING):
+        ways = [one for way in ways for one in (traverse(ns, way, hook) if way.end is None else [way])]
+    for way in ways:
+        if way.end is None:
+            way.out_dev, way.conn, way.is_reply, way.untracked = dev, conn, reply, untracked
+            way.packet = way.packet.with_(ct_state=state)
     return ways
 
 

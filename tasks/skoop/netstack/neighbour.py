@@ -97,7 +97,7 @@ def answers_for(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> Mac |
 def _answers4(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
     if sender is not None and objects_to_source(ns, Packet(src=sender, dst=target), dev) is not None:
         return False
-    if ns.is_local(target):
+    if ns.is_local_on(target, dev):
         if not _ignore_allows(ns, dev, target):
             return False
         if ns.either("arp_filter", dev) and sender is not None:

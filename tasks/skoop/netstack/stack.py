@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from tasks.skoop.model.packet import CtState, Frame, Packet
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack import bridge, ip, neighbour, tunnel
+from tasks.skoop.netstack import bridge, ip, iptunnel, neighbour, tunnel, wireguard
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
@@ -16,8 +16,10 @@ from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
 MAX_WAYS = 4096
 """Ways of one packet through one namespace that are followed; past that the rest is `unknown`."""
 
-# Kinds of device by which a frame leaves the namespace as it is.
-_CARRIES_FRAMES = {"", "veth", "bond", "team", "vlan"}
+# Kinds of device by which a frame leaves the namespace as it is; what stands on what is for those to find out who carry it.
+_CARRIES_FRAMES = {"", "veth", "bond", "team", "vlan", "macvlan", "ipvlan"}
+_IP_TUNNELS = {"ipip", "sit", "gre", "ip6tnl", "ip6gre"}
+_PROGRAMS = {"tun", "macvtap", "ipvtap"}  # what they carry goes to a program
 
 
 def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
@@ -33,13 +35,30 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     match link.kind:
         case "bridge":
             skb.at = At.BR_DEV_XMIT
-        case "vxlan":
+        case "vxlan" | "geneve" | "gretap" | "ip6gretap":
             skb.at = At.VXLAN_XMIT
+        case kind if kind in _IP_TUNNELS:
+            skb.at = At.IP_TUNNEL_XMIT
+        case "wireguard":
+            skb.at = At.WIREGUARD_XMIT
+        case "dummy":
+            return [
+                skb.finish(
+                    Outcome.DROPPED, Reason.SWALLOWED, place, f"{link.name} is a dummy: what is sent by it is lost"
+                )
+            ]
+        case "vlan" if (lower := ns.links.get(link.lower or "")) is not None and lower.kind == "bridge":
+            skb.vlan, skb.out_dev = link.vlan_id or 0, lower.name
+            skb.step(place, "tag", f"VLAN {link.vlan_id}")
         case kind if kind in _CARRIES_FRAMES:
             packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
             skb.step(place, "send", link.name)
-            frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac)  # type: ignore[arg-type]  # MACs by construction
+            frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac, skb.vlan)  # type: ignore[arg-type]  # MACs by construction
             skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
+        case kind if kind in _PROGRAMS:
+            skb.missing = (*skb.missing, f"{ns.id}: the program behind {link.name}")
+            what = f"what the program behind {link.name} does with packets is not known"
+            return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, what)]
         case kind:
             skb.missing = (*skb.missing, f"{ns.id}: {kind} device {link.name}")
             return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{kind} devices are not simulated")]
@@ -59,6 +78,8 @@ STAGES: Mapping[At, Callable[[Namespace, Skb], list[Skb]]] = {
     At.BR_FRAME_FINISH: bridge.br_frame_finish,
     At.BR_DEV_XMIT: bridge.br_dev_xmit,
     At.VXLAN_XMIT: tunnel.vxlan_xmit,
+    At.IP_TUNNEL_XMIT: iptunnel.ip_tunnel_xmit,
+    At.WIREGUARD_XMIT: wireguard.wg_xmit,
 }
 
 
@@ -109,19 +130,45 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
-    source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
-    return run(ns, ip.route_output(ns, skb, source=source))
+    source = ip.Source.BOUND if response.oif or ns.is_local(response.packet.src) else ip.Source.FORGED
+    return run(ns, ip.route_output(ns, skb, oif=response.oif, source=source))
+
+
+def pass_on(
+    ns: Namespace, dev: str, frame: Frame, flow: Flow, *, answer: bool, path_mtu: int, overhead: int
+) -> tuple[Exit, ...]:
+    """Send a packet that an ipvlan of mode l3 hands to the stack of its lower device (ipvlan_process_outbound)."""
+    skb = Skb(frame.packet, flow, at=At.IP_LOCAL_OUT)
+    skb.path_mtu, skb.overhead, skb.answer = path_mtu, overhead, answer
+    skb.originated = True
+    return run(ns, ip.route_output(ns, skb, oif=dev, source=ip.Source.BOUND))
 
 
 def receive(
-    ns: Namespace, dev: str, frame: Frame, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+    ns: Namespace,
+    dev: str,
+    frame: Frame,
+    flow: Flow,
+    *,
+    answer: bool = False,
+    path_mtu: int = 0,
+    overhead: int = 0,
+    entry: str = "",
 ) -> tuple[Exit, ...]:
-    """Receive a frame on a device; `path_mtu` and `overhead` are what its way so far has left of it (Exit)."""
+    """Receive a frame on a device; `path_mtu` and `overhead` are what its way so far has left of it (Exit).
+
+    `entry` is that of a Transmission.
+    """
+    if entry == "output":
+        return pass_on(ns, dev, frame, flow, answer=answer, path_mtu=path_mtu, overhead=overhead)
     skb = Skb(frame.packet, flow, at=At.IP_RCV)
     skb.path_mtu, skb.overhead = path_mtu, overhead
     skb.in_dev = dev
     skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
+    skb.vlan = frame.vlan
     skb.answer = answer
+    if entry == "socket":
+        return run(ns, ip.to_socket(ns, skb))
     link = ns.links.get(dev)
     if link is None:
         place = ns.place(Stage.LINK, dev=dev)
