@@ -4,7 +4,8 @@ The question leaves by a device, is flooded by bridges (within its VLAN) and by 
 stacked devices, and is answered by every namespace that has
 the address there (`netstack.neighbour.answers_for`). Neighbour discovery is IPv6: the packet filters of the asker, of bridges with
 br_netfilter and of the answerer see it (untracked: noct_valid_new, net/netfilter/nf_conntrack_proto_icmpv6.c). ARP is not shown to
-iptables; arptables is left out. Answers are taken to find the way back that the question came.
+iptables; arptables is left out. Answers are taken to find the way back that the question came, unless a
+bridge filters by VLAN: then that is looked at.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tasks.skoop.model.packet import CtState, Frame, Packet
 from tasks.skoop.model.packet import Protocol as IpProtocol
 from tasks.skoop.model.state import FdbEntry, Interface
 from tasks.skoop.model.trace import Step
+from tasks.skoop.netstack.icmp import own_source
 from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.neighbour import answers_for
 from tasks.skoop.netstack.netfilter import traverse
@@ -46,6 +48,9 @@ class Cables(Protocol):
     def is_uplink(self, netns: NetnsId, dev: str) -> bool:
         """Say whether a device leads to the underlay."""
 
+    with_vlans: bool
+    """Whether some bridge filters by VLAN."""
+
     @property
     def stacks(self) -> Stacks:
         """Which device stands on which."""
@@ -71,6 +76,7 @@ class Inquiry:
         self.sender = sender
         self._seen: set[tuple[str, str, int]] = set()
         self._stopped: tuple[Step, ...] = ()
+        self._asker = Mac("")
         self._question = self._answer = None
         if ":" in target:
             asker = sender or Ip("fe80::1")
@@ -84,6 +90,8 @@ class Inquiry:
             return _NOBODY
         if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return Answers(stopped=self._stopped)
+        if self.cables.with_vlans and dev in ns.links:
+            self._asker = ns.links[dev].mac
         found = self._ask(netns, dev, vlan)
         if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
             return Answers(stopped=self._stopped)
@@ -107,9 +115,9 @@ class Inquiry:
                 if (tag := tag_of(link, port, vid)) is not None
             )
         if link.vxlan is not None or link.kind in L2_TUNNELS:
-            return _together(self._hear(*far) for far in far_devices(self.cables, ns, link, None))
+            return _together(self._ask_far(ns, link, far) for far in far_devices(self.cables, ns, link, None))
         if link.kind in STACKED and not self.cables.is_uplink(netns, dev):
-            return self._ask_below(netns, link, vlan)
+            return self._ask_below(netns, link, vlan) if link.carrier else _NOBODY
         if link.peer is not None:
             return self._hear(*link.peer, vlan)
         if not self.cables.is_uplink(netns, dev):
@@ -124,13 +132,31 @@ class Inquiry:
             return Answers(outside=True)
         return found
 
+    def _ask_far(self, ns: Namespace, link: Interface, far: tuple[NetnsId, str]) -> Answers:
+        """Ask at the far end of a tunnel: both hosts' packet filters see the outer packets, there and back."""
+        there = self.cables.namespace(far[0])
+        if there is None:
+            return _NOBODY
+        out, back = _outer(ns, link, there), _outer(there, there.links[far[1]], ns)
+        if not self._outer_passes(ns, there, out):
+            return _NOBODY
+        found = self._hear(*far)
+        if found.macs and not self._outer_passes(there, ns, back):
+            return _NOBODY
+        return found
+
+    def _outer_passes(self, ns: Namespace, there: Namespace, outer: Packet | None) -> bool:
+        return self._passes(ns, outer, (Hook.OUTPUT, Hook.POSTROUTING), tracked=True) and self._passes(
+            there, outer, (Hook.PREROUTING, Hook.INPUT), tracked=True
+        )
+
     def _ask_below(self, netns: NetnsId, link: Interface, vlan: int) -> Answers:
         """A stacked device asks: its siblings hear where its mode says so, then those beyond the lower device."""
         stacks, here = self.cables.stacks, (netns, link.name)
         if link.kind in BONDS:
             return _together(self._ask(*slave, vlan) for slave in stacks.slaves(here)[:1])
         below = stacks.below(here)
-        if below is None or not stacks.link(below).up:
+        if below is None:
             return _NOBODY
         if link.kind == "vlan":
             return self._ask(*below, link.vlan_id or 0)
@@ -212,19 +238,27 @@ class Inquiry:
 
     def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...]) -> Answers:
         mac = answers_for(ns, dev, self.target, self.sender)
+        if mac is not None and self._asker and not self._comes_back(ns, dev):
+            return _NOBODY
         if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev):
             return _NOBODY
         if not self._passes(ns, self._answer, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return _NOBODY
         return Answers(macs=(mac,))
 
-    def _passes(self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], **devices: str) -> bool:
+    def _comes_back(self, ns: Namespace, dev: str) -> bool:
+        """Say whether the answer finds the asker; only bridges with VLANs make a difference that is worth the search."""
+        return Seeker(self.cables, self._asker).leaves(ns.id, dev, 0)
+
+    def _passes(
+        self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], *, tracked: bool = False, **devices: str
+    ) -> bool:
         """Say whether a discovery packet gets through these hooks (ARP always does)."""
         if packet is None:
             return True
         for hook in hooks:
             skb = Skb(packet, {}, at=At.IP_RCV)
-            skb.untracked = True
+            skb.untracked = not tracked
             for name, dev in devices.items():
                 setattr(skb, name, dev)
             ways = traverse(ns, skb, hook)
@@ -232,6 +266,30 @@ class Inquiry:
                 self._stopped = (*self._stopped, *steps_of(ways[0].trail))
                 return False
         return True
+
+
+def _outer(ns: Namespace, link: Interface, there: Namespace) -> Packet | None:
+    """Return the outer packet from a tunnel's end to that of another namespace, None if its addresses are not certain."""
+    vxlan, tunnel = link.vxlan, link.tunnel
+    src = vxlan.local if vxlan else link.tunnel_local
+    dst = link.tunnel_remote
+    if vxlan is not None:
+        entries = ns.own_fdb.get((link.name, _ALL_ZERO), ())
+        dst = next((entry.dst for entry in entries if entry.dst and there.has_address(entry.dst)), None)
+    if src is None and dst is not None:
+        src = own_source(ns, dst)
+    if src is None or dst is None:
+        return None
+    port = vxlan.port if vxlan else tunnel.port if tunnel else 0
+    udp = vxlan is not None or link.kind == "geneve"
+    return Packet(
+        src=src,
+        dst=dst,
+        protocol=IpProtocol.UDP if udp else IpProtocol.GRE,
+        sport=49152 if udp else 0,
+        dport=port,
+        length=100,
+    )
 
 
 def _discovery(src: Ip, dst: Ip, kind: int) -> Packet:

@@ -70,6 +70,11 @@ class Cabling:
         self._answers: dict[tuple[str, str, str, str | None, int], Answers] = {}
         self._reaches: dict[tuple[str, str, str, int], bool] = {}
         self.stacks = Stacks(state.netns)
+        self.with_vlans = any(
+            link.bridge is not None and link.bridge.vlan_filtering
+            for netns in state.netns.values()
+            for link in netns.interfaces
+        )
         self.underlay: tuple[tuple[NetnsId, Interface], ...] = tuple(self._uplinks())
         self._uplink_by_ip = {address.ip: (netns, link) for netns, link in self.underlay for address in link.addresses}
         self._uplink_by_mac = {(link.mac, link.vlan_id or 0): (netns, link) for netns, link in self.underlay}
@@ -103,13 +108,16 @@ class Cabling:
 
     def _on_a_wire_of_unknown_end(self, netns: NetnsId, link: Interface) -> bool:
         """Say whether a bond or VLAN device stands on a device whose other end was not collected."""
-        bottom = self.stacks.down((netns, link.name), Frame(Packet(src=Ip("0.0.0.0"), dst=Ip("0.0.0.0"))))
-        if isinstance(bottom, Lost):
-            return (not bottom.missing and bottom.reason != Reason.LINK_DOWN) or (
-                link.lower is None and link.kind == "vlan"
-            )
-        below = self.stacks.link(bottom.at)
-        return below.kind in _UPLINK_KINDS and below.peer is None
+        state = self.state.netns[netns]
+        if link.kind == "vlan":
+            lower = state.interface(link.lower) if link.lower else None
+            under = [lower] if lower is not None else []
+        else:
+            under = [one for one in state.interfaces if one.master == link.name]
+        return any(
+            self._on_a_wire_of_unknown_end(netns, one) if one.kind in STACKED else one.kind == "" and one.peer is None
+            for one in under
+        )
 
     def is_uplink(self, netns: NetnsId, dev: str) -> bool:
         """Say whether a device leads to the underlay."""

@@ -98,6 +98,8 @@ class Stacks:
                 return Lost(at, Reason.LINK_DOWN, f"{link.name} is down")
             if link.kind not in STACKED:
                 return Reached(at, frame)
+            if not link.carrier:
+                return Lost(at, Reason.LINK_DOWN, f"{link.name} has no carrier")
             step = self._step_down(at, link, frame)
             if isinstance(step, Lost) or step.arrived or step.entry:
                 return step

@@ -114,7 +114,7 @@ def error_about(
         return None
     version6 = packet.version == 6
     icmp_type, icmp_code = TO_ICMPV6[kind] if version6 else kind
-    quoted = packet.with_(encap=None, ct_state=CtState.NONE, mark=0)
+    quoted = packet.with_(ct_state=CtState.NONE, mark=0)
     return Packet(
         src=src,
         dst=packet.src,

@@ -16,7 +16,7 @@ from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
-from tasks.skoop.netstack.iptunnel import ip_tunnel_rcv
+from tasks.skoop.netstack.iptunnel import ip_tunnel_rcv, tell_on
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Emit, Response, Skb
@@ -243,9 +243,12 @@ def _to_transport(ns: Namespace, skb: Skb) -> Skb:
             return wg_receive(ns, skb)
         return udp_tunnel_rcv(ns, skb) if packet.protocol == Protocol.UDP else ip_tunnel_rcv(ns, skb)
     if packet.inner is not None:
-        return skb.finish(
-            Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"
-        )
+        place = ns.place(Stage.SOCKET, key="icmp error")
+        told = tell_on(ns, packet.inner)
+        if told is not None:
+            detail = f"the tunnel to {packet.inner.dst} tells that it does not get through"
+            return skb.finish(Outcome.UNREACHABLE, Reason.NO_TUNNEL, place, detail, response=told)
+        return skb.finish(Outcome.DELIVERED, Reason.NONE, place, str(packet), action="deliver")
     if skb.answer:
         return skb.finish(
             Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key=_end_of(packet)), str(packet), action="deliver"

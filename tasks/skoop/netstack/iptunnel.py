@@ -8,7 +8,7 @@ after an error in which a tunnel tells it on (IPTUNNEL_ERR_TIMEO).
 
 from ipaddress import IPv6Address
 
-from tasks.skoop.model.addr import Ip, is_multicast
+from tasks.skoop.model.addr import Ip, is_multicast, parse_ip
 from tasks.skoop.model.packet import Packet, Protocol
 from tasks.skoop.model.state import Interface, Tunnel
 from tasks.skoop.model.trace import Outcome, Reason, Stage
@@ -40,7 +40,7 @@ def ip_tunnel_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     if inner.version not in _ONLY.get(tunnel.proto, _CARRIES[link.kind]):
         detail = f"{link.name} ({link.kind} {tunnel.proto}) carries no IPv{inner.version}"
         return [skb.finish(Outcome.DROPPED, Reason.TUNNEL_TXINFO, place, detail)]
-    far = link.tunnel_remote or _far_end(skb, link)
+    far = link.tunnel_remote or _far_end(ns, skb, link)
     if far is None:
         return [_link_failure(ns, skb, link, f"{link.name} has no far end, and the route's next hop tells none")]
     six = link.kind in _OUTSIDE_SIX
@@ -91,10 +91,16 @@ def _overhead(link: Interface, tunnel: Tunnel) -> int:
     return (40 if six else 20) + (gre_header(tunnel) if link.kind in _GRE else 0) + limit
 
 
-def _far_end(skb: Skb, link: Interface) -> Ip | None:
-    """Return the far end that a tunnel without one takes from the route (rt_nexthop) or from the address itself."""
+def _far_end(ns: Namespace, skb: Skb, link: Interface) -> Ip | None:
+    """Return the far end that a tunnel without one takes from the route (rt_nexthop) or from the address itself.
+
+    A gre one has link-layer addresses, which are IPv4 addresses (ipgre_header_ops); a hop without an entry is its own (arp_constructor).
+    """
     inner = skb.packet
     hop = skb.next_hop or inner.dst
+    if link.kind == "gre":
+        entry = ns.neighbour(link.name, hop)
+        return _address_of(entry.mac) if entry is not None and entry.mac else link.tunnel_local
     if link.kind in _OUTSIDE_SIX:
         return hop if ":" in hop and not is_multicast(hop) else None
     if ":" not in hop:
@@ -105,6 +111,14 @@ def _far_end(skb: Skb, link: Interface) -> Ip | None:
         if 0xFFFF < int(address) <= 0xFFFFFFFF:  # ::a.b.c.d (IPV6_ADDR_COMPATv4)
             return Ip(str(IPv6Address(int(address) | 0xFFFF << 32).ipv4_mapped))
     return None
+
+
+def _address_of(mac: str) -> Ip | None:
+    """Return the IPv4 address that a link-layer address of four bytes is, as `ip` prints it or as bytes with colons."""
+    if mac.count(".") == 3:
+        return parse_ip(mac)
+    parts = mac.split(":")
+    return parse_ip(".".join(str(int(part, 16)) for part in parts)) if len(parts) == 4 else None
 
 
 def _ends_fit(ns: Namespace, link: Interface, far: Ip) -> bool:
@@ -158,7 +172,11 @@ def ip_tunnel_rcv(ns: Namespace, skb: Skb) -> Skb:
     if link is None:
         place = ns.place(Stage.TUNNEL, key=f"{outer.protocol} {outer.src}")
         detail = f"no tunnel takes {outer.protocol} from {outer.src} to {outer.dst}"
-        return skb.finish(Outcome.DROPPED, Reason.NO_TUNNEL, place, detail)
+        answer = icmp.error_about(ns, outer, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
+        if answer is None or outer.protocol == Protocol.GRE:  # ipgre_err, ip6gre_err: "impossible event", not told on
+            return skb.finish(Outcome.DROPPED, Reason.NO_TUNNEL, place, detail)
+        response = Response(packet=answer, conn=skb.conn, is_reply=not skb.is_reply)
+        return skb.finish(Outcome.DROPPED, Reason.NO_TUNNEL, place, detail, response=response)
     tunnel = link.tunnel
     if tunnel is not None and tunnel.icsum and link.kind in _GRE:
         skb.missing = (*skb.missing, f"{ns.id}: checksums of {link.name}")
@@ -218,3 +236,32 @@ def _key_fits(link: Interface, outer: Packet) -> bool:
     if link.kind not in _GRE:
         return True
     return gre_key(link.tunnel.ikey if link.tunnel else None) == outer.vni
+
+
+# --- errors about outer packets --------------------------------------------------------------------------------------
+
+
+def tell_on(ns: Namespace, outer: Packet) -> Response | None:
+    """Return what the tunnel that sent `outer` tells the sender of the inner packet, None if it keeps the error to itself.
+
+    Only a tunnel with a fixed far end tells. Over IPv6 it does so at once (ip4ip6_err, ip6ip6_err), over IPv4 when the next packet
+    comes (ipip_err, ipgre_err: err_count); that is taken to be the repetition that every patient sender makes. sit tells in vain:
+    its error has an IPv4-mapped source, which nobody takes (ip6_err_gen_icmpv6_unreach).
+    """
+    inner = outer.encap
+    if inner is None or outer.protocol not in (Protocol.IPIP, Protocol.IPV6, Protocol.GRE) or outer.encap_mac:
+        return None
+    if outer.version == 4 and inner.version == 6:
+        return None
+    mine = (
+        link
+        for link in ns.links.values()
+        if link.kind in _kinds(outer)
+        and link.up
+        and link.tunnel_remote == outer.dst
+        and link.tunnel_local in (None, outer.src)
+    )
+    if next(mine, None) is None:
+        return None
+    answer = icmp.error_about(ns, inner, icmp.HOST_UNREACH, to_local=False, in_dev="")
+    return Response(packet=answer, conn=-1) if answer is not None else None

@@ -10,6 +10,7 @@ from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FlowKey, select_source
+from tasks.skoop.netstack.iptunnel import tell_on
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
@@ -72,7 +73,9 @@ def failed(ns: Namespace, skb: Skb, target: Ip) -> Skb:
     if ns.state.lacks(Section.NEIGHBOURS) and not ns.state.neighbours:
         skb.assumed = (*skb.assumed, f"{ns.id}: neighbour table not collected")
     if skb.originated and not skb.packet.is_icmp_error:
-        return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
+        told = tell_on(ns, skb.packet)
+        outcome = Outcome.UNREACHABLE if told else Outcome.DROPPED
+        return skb.finish(outcome, Reason.NEIGH_FAILED, place, detail, response=told)
     if skb.local:
         code = 3 if skb.packet.version == 6 else 1
         kind = 1 if skb.packet.version == 6 else 3

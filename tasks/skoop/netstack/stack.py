@@ -6,8 +6,8 @@ one table; each takes the packet one function further. The walk is bounded in fu
 
 from collections.abc import Callable, Mapping
 
-from tasks.skoop.model.packet import CtState, Frame, Packet
-from tasks.skoop.model.trace import Outcome, Reason, Stage
+from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol
+from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import bridge, ip, iptunnel, neighbour, tunnel, wireguard
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
@@ -141,6 +141,15 @@ def pass_on(
     skb = Skb(frame.packet, flow, at=At.IP_LOCAL_OUT)
     skb.path_mtu, skb.overhead, skb.answer = path_mtu, overhead, answer
     skb.originated = True
+    link = ns.links.get(dev)
+    if (
+        link is not None and not link.up
+    ):  # ip_route_output_key_hash: ENETUNREACH; the sender's datagram socket hears ENOBUFS
+        error = IcmpError(type=-1, code=0, local=True, errno="ENOBUFS")
+        lost = Outcome.DROPPED if frame.packet.protocol == Protocol.TCP else Outcome.UNREACHABLE
+        place = ns.place(Stage.LINK, dev=dev)
+        told = None if lost == Outcome.DROPPED else error
+        return (skb.finish(lost, Reason.LINK_DOWN, place, f"{dev} is down", error=told).exit(),)
     return run(ns, ip.route_output(ns, skb, oif=dev, source=ip.Source.BOUND))
 
 

@@ -46,6 +46,10 @@ QUIET = {
 }
 
 
+_ONE_BY_ONE = "gso_max_segs 1"
+"""Segments as they would be on a wire: a veth passes super-packets whatever its MTU."""
+
+
 class Tried(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One connection: what was asked and what its client saw."""
 
@@ -148,8 +152,11 @@ def _built(world: World, fault: str) -> Iterator[dict[str, Netns]]:
 
 def _cable(spaces: dict[str, Netns], one: tuple[str, str], two: tuple[str, str]) -> Iterator[tuple[str, str]]:
     far = f"/proc/{os.getpid()}/fd/{spaces[netns_of(two[0])].fd}"
-    yield one[0], f"ip link add {one[1]} type veth peer name {two[1]} netns {far}; ip link set {one[1]} up"
-    yield two[0], f"ip link set {two[1]} up"
+    yield (
+        one[0],
+        f"ip link add name {one[1]} type veth peer name {two[1]} netns {far}; ip link set {one[1]} up {_ONE_BY_ONE}",
+    )
+    yield two[0], f"ip link set {two[1]} up {_ONE_BY_ONE}"
 
 
 def _with_descriptors(line: str, spaces: dict[str, Netns]) -> str:
