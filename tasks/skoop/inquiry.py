@@ -5,7 +5,7 @@ stacked devices, and is answered by every namespace that has
 the address there (`netstack.neighbour.answers_for`). Neighbour discovery is IPv6: the packet filters of the asker, of bridges with
 br_netfilter and of the answerer see it (untracked: noct_valid_new, net/netfilter/nf_conntrack_proto_icmpv6.c). ARP is not shown to
 iptables; arptables is left out. Answers are taken to find the way back that the question came, unless a
-bridge filters by VLAN: then that is looked at.
+bridge filters by VLAN or a macvlan takes everything: then that is looked at.
 """
 
 from collections.abc import Iterator
@@ -48,8 +48,8 @@ class Cables(Protocol):
     def is_uplink(self, netns: NetnsId, dev: str) -> bool:
         """Say whether a device leads to the underlay."""
 
-    with_vlans: bool
-    """Whether some bridge filters by VLAN."""
+    one_way: bool
+    """Whether a question may arrive whose answer does not: some bridge filters by VLAN, or a macvlan in passthru mode takes all."""
 
     @property
     def stacks(self) -> Stacks:
@@ -76,7 +76,7 @@ class Inquiry:
         self.sender = sender
         self._seen: set[tuple[str, str, int]] = set()
         self._stopped: tuple[Step, ...] = ()
-        self._asker = Mac("")
+        self._asker: tuple[NetnsId, str] | None = None
         self._question = self._answer = None
         if ":" in target:
             asker = sender or Ip("fe80::1")
@@ -90,8 +90,8 @@ class Inquiry:
             return _NOBODY
         if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return Answers(stopped=self._stopped)
-        if self.cables.with_vlans and dev in ns.links:
-            self._asker = ns.links[dev].mac
+        if self.cables.one_way and dev in ns.links:
+            self._asker = (netns, dev)
         found = self._ask(netns, dev, vlan)
         if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
             return Answers(stopped=self._stopped)
@@ -247,8 +247,11 @@ class Inquiry:
         return Answers(macs=(mac,))
 
     def _comes_back(self, ns: Namespace, dev: str) -> bool:
-        """Say whether the answer finds the asker; only bridges with VLANs make a difference that is worth the search."""
-        return Seeker(self.cables, self._asker).leaves(ns.id, dev, 0)
+        """Say whether the answer finds the asker."""
+        home = self.cables.namespace(self._asker[0]) if self._asker else None
+        if home is None or self._asker is None:
+            return True
+        return Seeker(self.cables, home.links[self._asker[1]].mac, self._asker).leaves(ns.id, dev, 0)
 
     def _passes(
         self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], *, tracked: bool = False, **devices: str
@@ -375,9 +378,11 @@ def _pairs(one: Interface, other: Interface) -> bool:
 class Seeker:
     """One question about frames: does one sent out of a device find a device with this address?"""
 
-    def __init__(self, cables: Cables, mac: Mac) -> None:
+    def __init__(self, cables: Cables, mac: Mac, device: tuple[NetnsId, str] | None = None) -> None:
+        """`device`: only that one counts, where several have the address."""
         self.cables = cables
         self.mac = mac
+        self.device = device
         self._seen: set[tuple[str, str, int]] = set()
 
     def far_ends(self, netns: NetnsId, dev: str) -> tuple[Ip, ...]:
@@ -404,6 +409,13 @@ class Seeker:
         if ns is None or link is None or (netns, dev, vlan) in self._seen:
             return False
         self._seen.add((netns, dev, vlan))
+        if link.kind == "bridge":
+            vid = vlan_of(link, link, vlan)
+            return vid is not None and any(
+                self.leaves(netns, port.name, tag)
+                for port in ns.ports.get(dev, ())
+                if port.up and (tag := tag_of(link, port, vid)) is not None
+            )
         if link.vxlan is not None or link.kind in L2_TUNNELS:
             return any(self.arrives(*far, 0) for far in far_devices(self.cables, ns, link, None))
         if link.kind in STACKED and not self.cables.is_uplink(netns, dev):
@@ -428,7 +440,7 @@ class Seeker:
             return False
         master = there.links.get(end.master or "")
         if master is None or master.kind != "bridge":
-            return end.mac == self.mac
+            return end.mac == self.mac and self.device in (None, top.at)
         vid = vlan_of(master, end, top.frame.vlan)
         if vid is None:
             return False

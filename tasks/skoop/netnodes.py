@@ -70,8 +70,9 @@ class Cabling:
         self._answers: dict[tuple[str, str, str, str | None, int], Answers] = {}
         self._reaches: dict[tuple[str, str, str, int], bool] = {}
         self.stacks = Stacks(state.netns)
-        self.with_vlans = any(
-            link.bridge is not None and link.bridge.vlan_filtering
+        self.one_way = any(
+            (link.bridge is not None and link.bridge.vlan_filtering)
+            or (link.kind == "macvlan" and link.mode == "passthru")
             for netns in state.netns.values()
             for link in netns.interfaces
         )

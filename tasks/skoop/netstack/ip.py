@@ -92,6 +92,8 @@ def _input(ns: Namespace, skb: Skb) -> list[Skb]:
 def _vrf_rcv(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
     """vrf_ip_rcv (drivers/net/vrf.c): from here on it has come in by the VRF, and PREROUTING sees it once more."""
     skb.slave, skb.in_dev = skb.in_dev, vrf
+    if not ns.links[vrf].up:
+        return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, ns.place(Stage.LINK, dev=vrf), f"the VRF {vrf} is down")]
     skb.step(ns.place(Stage.LINK, dev=vrf), "enter", f"{skb.slave} belongs to the VRF {vrf}")
     return traverse(ns, skb, Hook.PREROUTING)
 

@@ -62,8 +62,18 @@ def boot(out: Path, worlds: list[str]) -> str:
         if shim is not None:
             environment["LD_PRELOAD"] = str(shim)
         done = subprocess.run(
-            [KERNEL, "mem=768M", "rootfstype=hostfs", "rootflags=/", "rw", f"init={here}/init", "con=null"]
-            + ["con0=null,fd:1", "quiet", f"uml_dir={here}"],
+            [
+                KERNEL,
+                "mem=768M",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "rw",
+                f"init={here}/init",
+                "con=null",
+                "con0=null,fd:1",
+                "quiet",
+                f"uml_dir={here}",
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
