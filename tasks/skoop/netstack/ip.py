@@ -92,8 +92,6 @@ def _input(ns: Namespace, skb: Skb) -> list[Skb]:
 def _vrf_rcv(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
     """vrf_ip_rcv (drivers/net/vrf.c): from here on it has come in by the VRF, and PREROUTING sees it once more."""
     skb.slave, skb.in_dev = skb.in_dev, vrf
-    if not ns.links[vrf].up:
-        return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, ns.place(Stage.LINK, dev=vrf), f"the VRF {vrf} is down")]
     skb.step(ns.place(Stage.LINK, dev=vrf), "enter", f"{skb.slave} belongs to the VRF {vrf}")
     return traverse(ns, skb, Hook.PREROUTING)
 
@@ -403,8 +401,9 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
         chosen = _source(ns, found, found.legs[0], packet.dst)
         found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
-    if found is None or found.errno or not found.legs:
-        return [_local_failure(ns, skb, found)]
+    down = bool(oif) and oif in ns.links and not ns.links[oif].up  # ENETUNREACH whatever the routes say
+    if down or found is None or found.errno or not found.legs:
+        return [_local_failure(ns, skb, None if down else found)]
     ways = []
     for leg in found.legs:
         way = skb if len(found.legs) == 1 else skb.clone()
