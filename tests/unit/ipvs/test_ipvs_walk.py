@@ -47,6 +47,12 @@ class NoWire:
     def reaches(self, *_: object) -> bool:
         return False
 
+    def vteps(self, *_: object) -> tuple[Ip, ...]:
+        return ()
+
+    def l3s_above(self, *_: object) -> None:
+        return None
+
 
 def rules(text: str) -> tuple[XTable, ...]:
     return parse_iptables_save(text, backend=Backend.LEGACY, family=4, source="test") if text else ()
