@@ -81,6 +81,10 @@ fuzz-kernel: system $(BIN)/.dev-stamp ## N random scenarios against the kernel (
 bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
 	@$(BIN)/python -m bench
 
+.PHONY: fuzz-uml
+fuzz-uml: $(BIN)/.dev-stamp ## try tunnels, VLANs, macvlan, VRFs … in user-mode Linux against the simulator (WORLDS="ipip vrf")
+	@$(BIN)/python -m tests.kernel.devices.uml $(WORLDS)
+
 .PHONY: clean
 clean: ## remove .venv, caches and build results
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state

@@ -21,8 +21,8 @@ READERS: Mapping[str, str] = {
     "highest": "the larger of all and the device's",
 }
 """Method of a Namespace that reads a device's setting → which value counts."""
-STAND_INS = ("bond", "team", "vlan")
-"""Devices that are taken for physical ones: what they do to a frame is not looked at."""
+STAND_INS = ("bond", "team")
+"""Devices of which one slave is followed: which one a hash or a daemon chooses is not known."""
 NOT_ALL_KNOWN = ("owner", "cgroup", "policy", "socket", "helper")
 """Matches that are certain for some packets only: for others what they ask is not in a dump."""
 SPECIAL = {
@@ -71,12 +71,14 @@ def _table(title: str, heads: tuple[str, ...], rows: Iterator[tuple[str, ...]]) 
 def _devices() -> Iterator[tuple[str, str, str]]:
     for kind, onward in sorted(stack.DEVICES.items()):
         where = "leaves the namespace, for the other end" if onward is None else f"goes on in `{_stage(onward)}`"
+        if kind == "dummy":
+            where = "is lost"
         if kind in STAND_INS:
-            yield f"`{kind}`", "approximate", f"{where}; taken for a physical device"
+            yield f"`{kind}`", "approximate", f"{where}; by one slave that can send"
         else:
             yield f"`{kind}`" if kind else "(physical)", "exact", where
     yield "`lo`", "exact", "comes back in at once"
-    yield "any other", "unknown", "ipip, gre, wireguard, macvlan, ipvlan, tun …"
+    yield "any other", "unknown", "tun, macvtap, ipvtap: what their program does is not known; ifb, xfrm …"
 
 
 def _stage(at: stack.At) -> str:

@@ -125,7 +125,7 @@ class Diagnostor:
             return [(_flow(course, None, View.UNKNOWN, "what the host outside answers is not known"), course, None)]
         passages = self.nodes.get(course.last).respond(end.response, course.flow)
         results: list[Result] = []
-        for arriving in follow(self.nodes, course.last, passages, answer=True):
+        for arriving in self._told_on(follow(self.nodes, course.last, passages, answer=True)):
             back = _arrived(start, course.original, arriving)
             view = View.TIMEOUT
             if back.end.outcome == Outcome.DELIVERED:
@@ -134,6 +134,17 @@ class Diagnostor:
                 view = View.UNKNOWN
             results.append((_flow(course, back, view, end.detail), course, back))
         return results
+
+    def _told_on(self, courses: list[Course]) -> Iterable[Course]:
+        """Yield the courses of an error; one that a tunnel tells on to the inner packet's sender goes on as what it tells."""
+        for course in courses:
+            response = course.end.response
+            if course.end.reason != Reason.NO_TUNNEL or response is None:
+                yield course
+                continue
+            passages = self.nodes.get(course.last).respond(response, course.flow)
+            for onward in follow(self.nodes, course.last, passages, answer=True):
+                yield replace(onward, probability=onward.probability * course.probability)
 
     def _served(self, start: str, course: Course) -> list[Result]:
         """The first packet reached a socket: walk the server's answer."""
@@ -152,7 +163,7 @@ class Diagnostor:
                 df=packet.df and packet.protocol == Protocol.TCP,
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
-            passages = node.send(answer, course.flow, bound=True, answer=True)
+            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif)
         results: list[Result] = []
         for arriving in follow(self.nodes, course.last, passages, answer=True):
             back = _arrived(start, course.original, arriving)
@@ -202,7 +213,8 @@ class Diagnostor:
             return None
         first = course.original if not backwards else _mirror(course.packet)
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
-        passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True)
+        oif = course.end.oif if backwards else ""
+        passages = self.nodes.get(start).send(packet, reply.flow, bound=True, answer=True, oif=oif)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from tasks.skoop.inquiry import Inquiry
+from tasks.skoop.inquiry import Inquiry, Seeker
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.ids import NetnsId
@@ -24,6 +25,7 @@ from tasks.skoop.netstack import stack
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.skb import At, Exit, Response, Skb
+from tasks.skoop.stacked import IPVLANS, STACKED, Lost, Reached, Stacks
 
 EXTERNAL = "external"
 _UPLINK_KINDS = {"", "veth", "bond", "team", "vlan"}
@@ -42,8 +44,13 @@ class NetNodeAction(Protocol):
     id: str
     type: NetNodeType
 
-    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
-        """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address."""
+    def send(
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+    ) -> tuple[Passage, ...]:
+        """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address.
+
+        `oif` is the device that the socket is bound to.
+        """
 
     def receive(
         self, arriving: Transmission, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
@@ -60,11 +67,18 @@ class Cabling:
     def __init__(self, state: ClusterState) -> None:
         self.state = state
         self._namespaces: dict[NetnsId, Namespace] = {}
-        self._answers: dict[tuple[str, str, str, str | None], Answers] = {}
-        self._reaches: dict[tuple[str, str, str], bool] = {}
+        self._answers: dict[tuple[str, str, str, str | None, int], Answers] = {}
+        self._reaches: dict[tuple[str, str, str, int], bool] = {}
+        self.stacks = Stacks(state.netns)
+        self.one_way = any(
+            (link.bridge is not None and link.bridge.vlan_filtering)
+            or (link.kind == "macvlan" and link.mode == "passthru")
+            for netns in state.netns.values()
+            for link in netns.interfaces
+        )
         self.underlay: tuple[tuple[NetnsId, Interface], ...] = tuple(self._uplinks())
         self._uplink_by_ip = {address.ip: (netns, link) for netns, link in self.underlay for address in link.addresses}
-        self._uplink_by_mac = {link.mac: (netns, link) for netns, link in self.underlay}
+        self._uplink_by_mac = {(link.mac, link.vlan_id or 0): (netns, link) for netns, link in self.underlay}
 
     def namespace(self, netns: NetnsId) -> Namespace | None:
         """Return the compiled namespace, or None if it was not collected."""
@@ -88,8 +102,23 @@ class Cabling:
                 continue
             for link in state.interfaces:
                 carries = link.kind in _UPLINK_KINDS and link.name != "lo"
-                if carries and link.peer is None and not (link.kind == "veth" and link.master) and link.addresses:
+                if not carries or link.peer is not None or (link.kind == "veth" and link.master) or not link.addresses:
+                    continue
+                if link.kind not in STACKED or self._on_a_wire_of_unknown_end(netns, link):
                     yield netns, link
+
+    def _on_a_wire_of_unknown_end(self, netns: NetnsId, link: Interface) -> bool:
+        """Say whether a bond or VLAN device stands on a device whose other end was not collected."""
+        state = self.state.netns[netns]
+        if link.kind == "vlan":
+            lower = state.interface(link.lower) if link.lower else None
+            under = [lower] if lower is not None else []
+        else:
+            under = [one for one in state.interfaces if one.master == link.name]
+        return any(
+            self._on_a_wire_of_unknown_end(netns, one) if one.kind in STACKED else one.kind == "" and one.peer is None
+            for one in under
+        )
 
     def is_uplink(self, netns: NetnsId, dev: str) -> bool:
         """Say whether a device leads to the underlay."""
@@ -99,45 +128,36 @@ class Cabling:
         """Return the collected device on the underlay that carries the address."""
         return self._uplink_by_ip.get(ip)
 
-    def by_mac(self, mac: str) -> tuple[NetnsId, Interface] | None:
-        """Return the collected device on the underlay that has the link-layer address."""
-        return self._uplink_by_mac.get(Mac(mac))
+    def by_mac(self, mac: str, vlan: int = 0) -> tuple[NetnsId, Interface] | None:
+        """Return the collected device on the underlay that has the link-layer address in a VLAN of it."""
+        return self._uplink_by_mac.get((Mac(mac), vlan))
 
     # --- the Wire -------------------------------------------------------------------------------------------------
 
-    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> Answers:
-        """Ask for the link-layer address of `target` on the link of `dev`."""
-        slot = (netns, dev, target, sender)
+    def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, vlan: int = 0) -> Answers:
+        """Ask for the link-layer address of `target` on the link of `dev`, in a VLAN of it."""
+        slot = (netns, dev, target, sender, vlan)
         if slot not in self._answers:
-            self._answers[slot] = Inquiry(self, target, sender).ask_from(netns, dev)
+            self._answers[slot] = Inquiry(self, target, sender).ask_from(netns, dev, vlan)
         return self._answers[slot]
 
-    def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
+    def reaches(self, netns: NetnsId, dev: str, mac: Mac, vlan: int = 0) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
-        slot = (netns, dev, mac)
+        slot = (netns, dev, mac, vlan)
         if slot not in self._reaches:
-            self._reaches[slot] = self._leads_to(netns, dev, mac, set())
+            self._reaches[slot] = Seeker(self, mac).leaves(netns, dev, vlan)
         return self._reaches[slot]
 
-    def _leads_to(self, netns: NetnsId, dev: str, mac: Mac, seen: set[tuple[str, str]]) -> bool:
-        ns = self.namespace(netns)
-        link = ns.links.get(dev) if ns else None
-        if link is None or (netns, dev) in seen:
-            return False
-        seen.add((netns, dev))
-        if link.peer is None:
-            return self.is_uplink(netns, dev) and self.by_mac(mac) is not None
-        there = self.namespace(link.peer[0])
-        end = there.links.get(link.peer[1]) if there else None
-        if there is None or end is None:
-            return False
-        master = there.links.get(end.master or "")
-        if master is None or master.kind != "bridge":
-            return end.mac == mac
-        if master.mac == mac:
-            return True
-        ports = there.ports.get(master.name, ())
-        return any(self._leads_to(there.id, port.name, mac, seen) for port in ports if port.name != end.name)
+    def vteps(self, netns: NetnsId, dev: str, mac: Mac) -> tuple[Ip, ...]:
+        """Return the far ends of a vxlan device behind which there is a device with that address."""
+        return Seeker(self, mac).far_ends(netns, dev)
+
+    def l3s_above(self, netns: NetnsId, dev: str, ip: Ip) -> tuple[NetnsId, str] | None:
+        """Return the ipvlan device of mode l3s on `dev` that carries the address."""
+        for at, link in self.stacks.above((netns, dev), IPVLANS):
+            if link.mode == "l3s" and link.up and any(address.ip == ip for address in link.addresses):
+                return at
+        return None
 
 
 class StackNode:
@@ -151,9 +171,11 @@ class StackNode:
         self.namespace = namespace
         self._cabling = cabling
 
-    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
+    def send(
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+    ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this namespace."""
-        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer))
+        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif))
 
     def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
         """Send what the kernel itself answers."""
@@ -171,6 +193,7 @@ class StackNode:
             answer=answer,
             path_mtu=path_mtu,
             overhead=overhead,
+            entry=arriving.entry,
         )
         return self._onward(exits)
 
@@ -180,16 +203,30 @@ class StackNode:
     def _pass(self, way: Exit) -> Passage:
         if way.emit is None:
             return Passage(exit=way)
-        dev, frame = way.emit.dev, way.emit.frame
-        link = self.namespace.links[dev]
+        here = (self.namespace.id, way.emit.dev)
+        if way.emit.to is not None:
+            there, entry = way.emit.to, way.emit.entry
+            crossing = _crossing(self.id, here[1], LinkType.VETH, *there, way.emit.frame)
+            return Passage(exit=way, transmission=replace(crossing, entry=entry))
+        uplink = self._cabling.is_uplink(*here) and self.namespace.links[here[1]].kind in STACKED
+        below = Reached(here, way.emit.frame) if uplink else self._cabling.stacks.down(here, way.emit.frame)
+        if isinstance(below, Lost):
+            return Passage(exit=self._lost(way, below))
+        if below.arrived or below.entry:
+            return self._arrive(way, LinkType.VETH, below)
+        link = self._cabling.stacks.link(below.at)
         if link.peer is not None:
-            return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.VETH, *link.peer, frame))
-        if not self._cabling.is_uplink(self.namespace.id, dev):
+            return self._arrive(way, LinkType.VETH, Reached(link.peer, below.frame))
+        return self._to_underlay(way, below, link)
+
+    def _to_underlay(self, way: Exit, below: Reached, link: Interface) -> Passage:
+        netns, dev = below.at
+        frame = below.frame
+        if not self._cabling.is_uplink(netns, dev):
             return Passage(exit=_nowhere(self.namespace, way, link))
-        there = self._cabling.by_mac(frame.dst_mac) if frame.dst_mac else None
-        if (
-            there is None
-        ):  # handed to a router or host that was not collected: the fabric goes by the destination address
+        vlan = link.vlan_id or frame.vlan
+        there = self._cabling.by_mac(frame.dst_mac, vlan) if frame.dst_mac else None
+        if there is None:  # a router or host that was not collected: the fabric goes by the destination address
             there = self._cabling.owner(frame.packet.dst)
         if there is None:
             hop = Hop(NetNodeType.EXTERNAL, f"{EXTERNAL}/{frame.packet.dst}")
@@ -201,9 +238,26 @@ class StackNode:
                 source_attributes={"device": dev},
             )
             return Passage(exit=way, transmission=Transmission(next_hop=hop, link=crossing, frame=frame))
-        netns, end = there
+        end = there[1]
         arriving = Frame(frame.packet, frame.src_mac, end.mac)
-        return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.INFRA, netns, end.name, arriving))
+        return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.INFRA, there[0], end.name, arriving))
+
+    def _arrive(self, way: Exit, kind: LinkType, at: Reached) -> Passage:
+        """Take the frame up at the other end to the device whose host gets it."""
+        assert way.emit is not None
+        top = at if at.entry else self._cabling.stacks.up(at.at, at.frame)
+        if isinstance(top, Lost):
+            return Passage(exit=self._lost(way, top))
+        crossing = _crossing(self.id, way.emit.dev, kind, *top.at, top.frame)
+        return Passage(exit=way, transmission=replace(crossing, entry=top.entry))
+
+    def _lost(self, way: Exit, lost: Lost) -> Exit:
+        ns = self._cabling.namespace(lost.at[0]) or self.namespace
+        skb = _copy(way)
+        outcome = Outcome.UNKNOWN if lost.missing else Outcome.DROPPED
+        if lost.missing:
+            skb.missing = (*way.missing, lost.missing)
+        return skb.finish(outcome, lost.reason, ns.place(Stage.LINK, dev=lost.at[1]), lost.detail).exit()
 
 
 def _crossing(source: str, dev: str, kind: LinkType, netns: NetnsId, end: str, frame: Frame) -> Transmission:
@@ -221,13 +275,19 @@ def _crossing(source: str, dev: str, kind: LinkType, netns: NetnsId, end: str, f
 
 def _nowhere(ns: Namespace, way: Exit, link: Interface) -> Exit:
     """The device's other end is not known: say so instead of guessing."""
-    skb = Skb(way.packet, way.flow, at=At.DEV_XMIT)
-    skb.trail, skb.probability, skb.assumed = way.trail, way.probability, way.assumed
-    skb.path_mtu, skb.overhead = way.path_mtu, way.overhead
+    skb = _copy(way)
     place = ns.place(Stage.LINK, dev=link.name, key="peer")
     skb.missing = (*way.missing, f"{ns.id}: the other end of {link.name}")
     detail = f"where {link.name} leads to was not collected"
     return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail).exit()
+
+
+def _copy(way: Exit) -> Skb:
+    """Return a packet that goes on from where this way has come to."""
+    skb = Skb(way.packet, way.flow, at=At.DEV_XMIT)
+    skb.trail, skb.probability, skb.assumed, skb.missing = way.trail, way.probability, way.assumed, way.missing
+    skb.path_mtu, skb.overhead = way.path_mtu, way.overhead
+    return skb
 
 
 class ExternalNode:
@@ -239,9 +299,11 @@ class ExternalNode:
         self.id = node_id
         self._cabling = cabling
 
-    def send(self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False) -> tuple[Passage, ...]:
+    def send(
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+    ) -> tuple[Passage, ...]:
         """Let an unknown host send: known only if the destination is a collected host's own address."""
-        del bound, answer
+        del bound, answer, oif
         skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
         there = self._cabling.owner(packet.dst)
         place = _outside(self.id)

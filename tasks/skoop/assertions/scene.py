@@ -29,10 +29,20 @@ class SilentWire:
         del netns, dev, target, sender
         return Answers()
 
-    def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
+    def reaches(self, netns: NetnsId, dev: str, mac: Mac, vlan: int = 0) -> bool:
         """Return False."""
-        del netns, dev, mac
+        del netns, dev, mac, vlan
         return False
+
+    def vteps(self, netns: NetnsId, dev: str, mac: Mac) -> tuple[Ip, ...]:
+        """Return nothing."""
+        del netns, dev, mac
+        return ()
+
+    def l3s_above(self, netns: NetnsId, dev: str, ip: Ip) -> tuple[NetnsId, str] | None:
+        """Return None."""
+        del netns, dev, ip
+        return None
 
 
 class Cluster:

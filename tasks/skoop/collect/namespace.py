@@ -16,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from tasks.skoop.collect import diag, rtlinks, rtroutes
 from tasks.skoop.collect.ctdump import dump_conntrack
+from tasks.skoop.collect.details import with_details, with_objects
 from tasks.skoop.collect.messages import Request
 from tasks.skoop.collect.packetfilter import PROC_NET, read_ipsets, read_ipvs, read_packet_filter
 from tasks.skoop.collect.peers import resolve_peers
@@ -29,6 +30,7 @@ from tasks.skoop.model.state import (
     Missing,
     Neighbour,
     NetNS,
+    NextHopObject,
     PolicyRule,
     Route,
     RouteException,
@@ -84,9 +86,11 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
     with _netlink() as netlink:
         interfaces = gaps.read(Section.LINKS, lambda: _interfaces(netlink))
         names = {link.index: link.name for link in interfaces}
-        if any(link.peer_index for link in interfaces):
+        interfaces = gaps.read(Section.LINKS, lambda: with_details(interfaces)) or interfaces
+        if any(link.peer_index or link.lower_index for link in interfaces):
             interfaces = gaps.read(Section.LINKS, lambda: resolve_peers(netlink, interfaces, request)) or interfaces
-        routes = gaps.read(Section.ROUTES, lambda: _routes(netlink, names))
+        objects: list[NextHopObject] = []
+        routes = gaps.read(Section.ROUTES, lambda: _routes(netlink, names, objects))
         rules = gaps.read(Section.RULES, lambda: _rules(netlink))
         neighbours = gaps.read(Section.NEIGHBOURS, lambda: _neighbours(netlink, names))
         fdb = gaps.read(Section.FDB, lambda: rtroutes.read_fdb(_dump(netlink.fdb, "dump"), names))
@@ -110,6 +114,7 @@ def collect_namespace(request: Request, pids: Sequence[int]) -> NetNS:
         ipvs=gaps.read(Section.IPVS, read_ipvs),
         route_exceptions=gaps.read(Section.ROUTE_EXCEPTIONS, _exceptions),
         missing=tuple(gaps.found),
+        nexthops=tuple(objects),
     )
 
 
@@ -136,9 +141,13 @@ def _interfaces(netlink: Any) -> tuple[Interface, ...]:  # noqa: ANN401 -- pyrou
     return rtlinks.read_interfaces(_dump(netlink.get_links), _dump(netlink.get_addr))
 
 
-def _routes(netlink: Any, names: rtroutes.Names) -> tuple[Route, ...]:  # noqa: ANN401
+def _routes(netlink: Any, names: rtroutes.Names, objects: list[NextHopObject]) -> tuple[Route, ...]:  # noqa: ANN401
     messages = [message for family in (AF_INET, AF_INET6) for message in _dump(netlink.get_routes, family=family)]
-    return rtroutes.read_routes(messages, names)
+    routes = rtroutes.read_routes(messages, names)
+    if rtroutes.name_objects(messages):
+        routes, found = with_objects(routes)
+        objects += found
+    return routes
 
 
 def _rules(netlink: Any) -> tuple[PolicyRule, ...]:  # noqa: ANN401

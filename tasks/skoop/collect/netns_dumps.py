@@ -37,13 +37,15 @@ from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
 from tasks.skoop.parse.ipvs import parse_ipvsadm
-from tasks.skoop.parse.links import combine, parse_addresses, parse_links, parse_ports
+from tasks.skoop.parse.links import combine, parse_addresses, parse_links, parse_ports, parse_vlans
 from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
+from tasks.skoop.parse.nexthops import parse_nexthops, resolve
 from tasks.skoop.parse.nft import FAMILIES, parse_nft, without_iptables
 from tasks.skoop.parse.routes import DEFAULT_RULES6, locked_mtus, parse_exceptions, parse_routes, parse_rules
 from tasks.skoop.parse.rtnames import read_rt_tables
 from tasks.skoop.parse.sockets import parse_sockets
 from tasks.skoop.parse.sysctl import parse_sysctl
+from tasks.skoop.parse.wireguard import parse_wireguard
 
 T = TypeVar("T")
 
@@ -109,12 +111,13 @@ class NetnsDump(Struct, frozen=True):
 def load_netns(dump: NetnsDump, netns: NetnsId) -> NetNS:
     """Return the state of a namespace as its dumps tell it, with what they do not tell in `missing`. Raises ParseError."""
     tables = dump.read(RT_TABLES, lambda text, _: read_rt_tables(text)) or {}
+    objects = dump.read(("ip-nexthop.json",), parse_nexthops) or ()
     nft = dump.read(NFT, parse_nft) or ()
     xtables = _xtables(dump, nft)
     return NetNS(
         id=netns,
         interfaces=_interfaces(dump),
-        routes=_routes(dump, tables),
+        routes=resolve(_routes(dump, tables), objects),
         rules=_rules(dump, tables),
         neighbours=dump.read(("ip-neigh.json",), parse_neighbours) or (),
         fdb=dump.read(("bridge-fdb.json",), parse_fdb) or (),
@@ -127,12 +130,16 @@ def load_netns(dump: NetnsDump, netns: NetnsId) -> NetNS:
         ipvs=dump.read(("ipvsadm-Sn.txt",), parse_ipvsadm) or (),
         route_exceptions=dump.read(("ip-route-cache.json",), parse_exceptions) or (),
         missing=tuple(_missing(dump)),
+        nexthops=objects,
     )
 
 
 def _interfaces(dump: NetnsDump) -> tuple[Interface, ...]:
     links = dump.read(LINKS, parse_links) or dump.read(ADDRESSES, parse_links) or ()
-    return combine(links, dump.read(ADDRESSES, parse_addresses) or {}, dump.read(PORTS, parse_ports) or {})
+    vlans = dump.read(("bridge-vlan.json",), parse_vlans)
+    devices = dump.read(("wg-show.txt",), parse_wireguard) or {}
+    whole = combine(links, dump.read(ADDRESSES, parse_addresses) or {}, dump.read(PORTS, parse_ports) or {}, vlans)
+    return tuple(replace(link, wireguard=devices[link.name]) if link.name in devices else link for link in whole)
 
 
 def _routes(dump: NetnsDump, tables: Mapping[str, int]) -> tuple[Route, ...]:

@@ -1,4 +1,4 @@
-"""Where the other end of a veth is: in which collected namespace, under what name.
+"""Where the other end of a veth, or the device below a macvlan, is: in which collected namespace, under what name.
 
 A veth tells the ifindex of its peer and the number that this namespace has for the peer's (IFLA_LINK_NETNSID). The kernel
 tells the number of a namespace that we hold open (RTM_GETNSID); its interface's name is asked for inside it.
@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from tasks.skoop.collect.enter import inside
 from tasks.skoop.collect.messages import Place, Request
+from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import Interface
 
 
 def resolve_peers(netlink: Any, interfaces: tuple[Interface, ...], request: Request) -> tuple[Interface, ...]:  # noqa: ANN401 -- pyroute2 is untyped
-    """Return the interfaces with `peer` set where the other end is in a namespace of the request. Raises OSError."""
-    wanted = {link.peer_nsid for link in interfaces if link.peer_nsid is not None}
+    """Return the interfaces with `peer` (and `lower_at` of macvlans and the like) set where the other end is in a namespace of the request. Raises OSError."""
+    wanted = {nsid for link in interfaces for nsid in (link.peer_nsid, link.lower_nsid) if nsid is not None}
     names = {link.index: link.name for link in interfaces}
     held: dict[int, tuple[Place, int]] = {}
     try:
@@ -47,17 +48,23 @@ def _hold(netlink: Any, place: Place, wanted: set[int], held: dict[int, tuple[Pl
 def _resolved(
     link: Interface, names: dict[int, str], held: dict[int, tuple[Place, int]], request: Request
 ) -> Interface:
+    if link.lower_index:
+        return replace(link, lower_at=_named(link.lower_index, link.lower_nsid, held))
     if not link.peer_index:
         return link
     if link.peer_nsid is None:
         name = names.get(link.peer_index)
         return replace(link, peer=(request.place.id, name)) if name else link
-    if link.peer_nsid not in held:
-        return link
-    place, descriptor = held[link.peer_nsid]
+    return replace(link, peer=_named(link.peer_index, link.peer_nsid, held))
+
+
+def _named(index: int, nsid: int | None, held: dict[int, tuple[Place, int]]) -> tuple[NetnsId, str] | None:
+    """Return the namespace and name of a device of another namespace, None if that is not held or the device is gone."""
+    if nsid not in held:
+        return None
+    place, descriptor = held[nsid]
     with inside(descriptor):
         try:
-            name = socket.if_indextoname(link.peer_index)
+            return place.id, socket.if_indextoname(index)
         except OSError:
-            return link  # the other end went away between two looks
-    return replace(link, peer=(place.id, name))
+            return None  # it went away between two looks

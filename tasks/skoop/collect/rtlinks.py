@@ -47,7 +47,9 @@ def _interface(message: Any, row: Attributes, names: Mapping[int, str], addresse
     kind = "loopback" if hardware == ARPHRD_LOOPBACK else str(info.get("IFLA_INFO_KIND") or "")
     data = attributes(info.get("IFLA_INFO_DATA"))
     link, nsid = row.get("IFLA_LINK"), row.get("IFLA_LINK_NETNSID")
-    paired = bool(link) and (nsid is not None or kind == "veth")
+    stacked = kind in STACKED
+    away = stacked and nsid is not None
+    paired = bool(link) and not stacked and (nsid is not None or kind == "veth")
     return Interface(
         index=message["index"],
         name=row["IFLA_IFNAME"],
@@ -60,9 +62,11 @@ def _interface(message: Any, row: Attributes, names: Mapping[int, str], addresse
         promisc=bool(flags & IFF_PROMISC),
         operstate=row.get("IFLA_OPERSTATE", "UNKNOWN"),
         master=names.get(row.get("IFLA_MASTER", 0)),
-        lower=names.get(link or 0) if kind in STACKED and nsid is None else None,
+        lower=names.get(link or 0) if stacked and nsid is None else None,
+        lower_index=link if away else None,
+        lower_nsid=nsid if away else None,
         peer_index=link if paired else None,
-        peer_nsid=nsid,
+        peer_nsid=None if stacked else nsid,
         addresses=addresses,
         vxlan=_vxlan(data, names) if kind == "vxlan" else None,
         bridge=_bridge(data) if kind == "bridge" else None,

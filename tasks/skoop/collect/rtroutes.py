@@ -1,15 +1,14 @@
 """Where a network namespace sends packets: routes, policy rules, neighbours and fdb, read by rtnetlink.
 
 The counterpart of `parse.routes` and `parse.neighbours`, and equal to them in its values; a locked MTU, which no JSON of
-`ip` shows, is here too. Routes through nexthop objects come with their legs written out (the kernel does so while
-net.ipv4.nexthop_compat_mode is on, its default); a route that has only the object's id raises `UnresolvedNexthop`.
+`ip` shows, is here too. Routes through nexthop objects come with their legs written out while net.ipv4.nexthop_compat_mode is on,
+its default; the object's id is an attribute that pyroute2 does not know (`name_objects`), so `details` asks `ip` for it.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.skoop.collect.rtlinks import AF_INET6, attributes
-from tasks.skoop.errors import KubeprobeError
 from tasks.skoop.model.addr import Ip, Mac, Net, parse_ip, parse_net
 from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import FdbEntry, Neighbour, NeighbourState, NextHop, PolicyRule, Route
@@ -26,10 +25,10 @@ ROUTE_TYPES = {
     8: "prohibit",
     9: "throw",
 }
-WITHOUT_LEGS = frozenset(("blackhole", "unreachable", "prohibit", "throw"))
 RULE_ACTIONS = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN, RTM_F_CLONED = 0x1, 0x4, 0x10, 0x200
 RTAX_LOCK_MTU = 1 << 2
+RTA_NH_ID = 30
 FIB_RULE_INVERT = 0x2
 UNSET32 = 0xFFFFFFFF
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
@@ -49,34 +48,29 @@ Names = Mapping[int, str]
 """ifindex → name."""
 
 
-class UnresolvedNexthop(KubeprobeError):
-    """A route says only which nexthop object it uses."""
-
-    def __init__(self, dst: str) -> None:
-        self.dst = dst
-        super().__init__(
-            f"the route to {dst} names a nexthop object only; set net.ipv4.nexthop_compat_mode=1 and collect anew"
-        )
-
-
 def read_routes(messages: Iterable[Any], names: Names) -> tuple[Route, ...]:
-    """Return the routes of RTM_GETROUTE, of all tables, in the kernel's order. Raises UnresolvedNexthop."""
+    """Return the routes of RTM_GETROUTE, of all tables, in the kernel's order; ids of nexthop objects are left out."""
     return tuple(_route(message, names) for message in messages if not message["flags"] & RTM_F_CLONED)
+
+
+def name_objects(messages: Iterable[Any]) -> bool:
+    """Say whether some route goes by a nexthop object (RTA_NH_ID)."""
+    return any(
+        name == "UNKNOWN" and value["header"]["type"] == RTA_NH_ID
+        for message in messages
+        for name, value in (item[:2] for item in message["attrs"])
+    )
 
 
 def _route(message: Any, names: Names) -> Route:  # noqa: ANN401
     row = attributes(message)
     kind = ROUTE_TYPES.get(message["type"], str(message["type"]))
     metrics = attributes(row.get("RTA_METRICS"))
-    dst = _net(row.get("RTA_DST"), message["dst_len"], message["family"])
-    nexthops = _nexthops(message, row, names)
-    if not nexthops and kind not in WITHOUT_LEGS:
-        raise UnresolvedNexthop(dst)
     return Route(
-        dst=dst,
+        dst=_net(row.get("RTA_DST"), message["dst_len"], message["family"]),
         table=row.get("RTA_TABLE", message["table"]),
         type=kind,
-        nexthops=nexthops,
+        nexthops=_nexthops(message, row, names),
         prefsrc=_ip(row.get("RTA_PREFSRC")),
         src=_net(row.get("RTA_SRC"), message["src_len"], message["family"]) if message["src_len"] else None,
         scope=scope_name(str(message["scope"])),
@@ -212,4 +206,5 @@ def _fdb_entry(message: Any, names: Names) -> FdbEntry:  # noqa: ANN401
         permanent=bool(state & NUD_PERMANENT),
         static=bool(state & NUD_NOARP) and not state & NUD_PERMANENT,
         sticky=bool(message["flags"] & NTF_STICKY),
+        nhid=row.get("NDA_NH_ID") or 0,
     )

@@ -31,7 +31,8 @@ CROWD = 64
 
 def wire(state: ClusterState) -> ClusterState:
     """Return the state with `Interface.peer` of every veth whose other end is certain."""
-    found = _Wiring(state).solve()
+    wiring = _Wiring(state)
+    found = wiring.solve()
     names = {(key, link.index): link.name for key, netns in state.netns.items() for link in netns.interfaces}
     wired = {
         key: replace(netns, interfaces=tuple(_plugged(key, link, found, names) for link in netns.interfaces))
@@ -39,7 +40,30 @@ def wire(state: ClusterState) -> ClusterState:
         else netns
         for key, netns in state.netns.items()
     }
-    return replace(state, netns=wired)
+    return _stacked(replace(state, netns=wired), wiring)
+
+
+def _stacked(state: ClusterState, wiring: "_Wiring") -> ClusterState:
+    """Return the state with `lower_at` of macvlans and the like whose lower device is in another namespace that is certain.
+
+    That is the one which its netnsid was found to mean, or else a pod's own node.
+    """
+
+    def below(key: NetnsId, link: Interface) -> Interface:
+        if link.lower_index is None or link.lower_nsid is None or link.lower_at is not None:
+            return link
+        there = wiring.means.get((key, link.lower_nsid)) or wiring.home.get(key)
+        netns = state.netns.get(there) if there else None
+        lower = next((one for one in netns.interfaces if one.index == link.lower_index), None) if netns else None
+        return replace(link, lower_at=(there, lower.name)) if there and lower else link
+
+    stacked = {
+        key: replace(netns, interfaces=tuple(below(key, link) for link in netns.interfaces))
+        if any(link.lower_index is not None for link in netns.interfaces)
+        else netns
+        for key, netns in state.netns.items()
+    }
+    return replace(state, netns=stacked)
 
 
 def _plugged(key: NetnsId, link: Interface, found: dict[End, End], names: dict[End, str]) -> Interface:

@@ -62,6 +62,8 @@ class Transmission(Struct, frozen=True, kw_only=True):
     frame: Frame
     device: str = ""
     """Interface of the next hop on which the frame arrives ("" if not known)."""
+    entry: str = ""
+    """How it enters other than as a frame: `output` is sent by that namespace's stack, `socket` goes straight to a socket (ipvlan)."""
 
 
 class Action(Struct, frozen=True, kw_only=True, omit_defaults=True):

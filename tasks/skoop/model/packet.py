@@ -17,6 +17,7 @@ class Protocol(StrEnum):
     ICMP = "icmp"
     ICMPV6 = "icmpv6"
     IPIP = "ipip"
+    IPV6 = "ipv6"
     GRE = "gre"
     ESP = "esp"
     OTHER = "other"
@@ -29,6 +30,7 @@ PROTOCOL_NUMBERS: dict[Protocol, int] = {
     Protocol.ICMP: 1,
     Protocol.ICMPV6: 58,
     Protocol.IPIP: 4,
+    Protocol.IPV6: 41,
     Protocol.GRE: 47,
     Protocol.ESP: 50,
 }
@@ -63,7 +65,8 @@ class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `sport`/`dport` are 0 where the protocol has none; for ICMP echo `sport` is the identifier. `length` is the whole IP
     packet in bytes. `inner` is the packet quoted by an ICMP error; `encap` the packet carried by a tunnel (vxlan, IPIP).
-    `vni` and `encap_mac` are the network identifier of a vxlan header and the inner frame's destination.
+    `vni` and `encap_mac` are the network identifier of a vxlan header (or the key of a GRE one, -1 for none) and the inner
+    frame's destination; `cipher` is the public key of the wireguard device that encrypted it.
     `mark` is the kernel's skb mark; it does not leave a network namespace. `ct_state` is what conntrack of the namespace
     being crossed said last. `tos` is the IPv4 TOS octet or the IPv6 traffic class.
     """
@@ -86,6 +89,7 @@ class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
     encap: "Packet | None" = None
     vni: int = 0
     encap_mac: Mac = Mac("")
+    cipher: str = ""
     inner: "Packet | None" = None
 
     @property
@@ -112,8 +116,9 @@ class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Frame(Struct, frozen=True):
-    """A packet on a link, with the addresses of its Ethernet header ("" on a device that has none)."""
+    """A packet on a link, with the addresses of its Ethernet header ("" on a device that has none), and its VLAN (0: untagged)."""
 
     packet: Packet
     src_mac: Mac = Mac("")
     dst_mac: Mac = Mac("")
+    vlan: int = 0

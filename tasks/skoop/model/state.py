@@ -92,13 +92,71 @@ class BridgePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     locked: bool = False
 
 
+class PortVlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A VLAN that a port of a bridge, or the bridge itself, belongs to; `pvid`: what untagged frames that come in belong to."""
+
+    vid: int
+    pvid: bool = False
+    untagged: bool = False
+
+
+class Tunnel(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Settings of an IP tunnel (ipip, sit, gre, gretap, ip6tnl, ip6gre, geneve) beyond its two ends.
+
+    `ttl` 0 is inherited from the inner packet. `proto` is what it carries where its kind leaves that open (`ipip6`, `any`);
+    keys are None where the tunnel has none; `encap_limit` -1: no such option is added (IPv6 outside only). `vni` and `port` are
+    geneve's. `encap` is `none`, or what is put round it once more (`fou`, `gue`).
+    """
+
+    ttl: int = 0
+    pmtudisc: bool = True
+    ignore_df: bool = False
+    proto: str = ""
+    link: str | None = None
+    ikey: int | None = None
+    okey: int | None = None
+    icsum: bool = False
+    ocsum: bool = False
+    oseq: bool = False
+    encap_limit: int = -1
+    fwmark: int = 0
+    external: bool = False
+    encap: str = "none"
+    vni: int = 0
+    port: int = 0
+    df: str = "unset"
+
+
+class WireGuardPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One peer of a wireguard device. `endpoint` None: not known yet. `allowed_ips` are what goes to it and may come from it."""
+
+    public_key: str
+    endpoint: Ip | None = None
+    endpoint_port: int = 0
+    allowed_ips: tuple[Net, ...] = ()
+    keepalive_s: int = 0
+    handshake: bool = False
+
+
+class WireGuard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Settings of a wireguard device. No private or preshared key is ever collected."""
+
+    public_key: str
+    port: int = 0
+    fwmark: int = 0
+    peers: tuple[WireGuardPeer, ...] = ()
+
+
 class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One network device.
 
     `kind` is the rtnetlink kind (veth, bridge, vxlan, dummy, vlan, ipip, …; "" for a physical one, "loopback" for lo).
     `peer_index`/`peer_nsid` come with a veth: the ifindex at the other end and the netnsid that this namespace has for the
     other's (None: none assigned). `peer` is that end resolved by the collector: (namespace, interface name).
-    `up` is the administrative state, `carrier` LOWER_UP; `noarp` IFF_NOARP. `lower` is the device a vlan/macvlan sits on.
+    `up` is the administrative state, `carrier` LOWER_UP; `noarp` IFF_NOARP. `lower` is the device a vlan/macvlan/ipvlan sits on;
+    where that is in another namespace, `lower_index` and `lower_nsid` are as for a veth and `lower_at` is it, resolved.
+    `mode` is that of a macvlan, ipvlan, bond or team. `vlans` are those of a bridge or its port (None: not collected).
+    `active_slave` is the one that an active-backup bond or team sends by; `slave_active`: this slave is one that carries frames.
     """
 
     index: int
@@ -125,6 +183,16 @@ class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tunnel_remote: Ip | None = None
     vrf_table: int | None = None
     group: str = "default"
+    mode: str = ""
+    vlan_protocol: str = "802.1Q"
+    vlans: tuple[PortVlan, ...] | None = None
+    tunnel: Tunnel | None = None
+    wireguard: WireGuard | None = None
+    active_slave: str | None = None
+    slave_active: bool = True
+    lower_index: int | None = None
+    lower_nsid: int | None = None
+    lower_at: tuple[NetnsId, str] | None = None
 
 
 class NextHop(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -156,6 +224,18 @@ class Route(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tos: int = 0
     mtu: int = 0
     mtu_locked: bool = False
+    nhid: int = 0
+    """The nexthop object that it goes by; its legs are `nexthops` all the same where the kernel wrote them out."""
+
+
+class NextHopObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One `ip nexthop`: a leg, a group of others by (id, weight), or `blackhole`; `fdb`: for vxlan's forwarding entries."""
+
+    id: int
+    nexthop: NextHop | None = None
+    group: tuple[tuple[int, int], ...] = ()
+    blackhole: bool = False
+    fdb: bool = False
 
 
 class PolicyRule(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -224,6 +304,7 @@ class FdbEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     permanent: bool = False
     static: bool = False
     sticky: bool = False
+    nhid: int = 0
 
 
 class Socket(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -351,6 +432,7 @@ class NetNS(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ipvs: tuple[IpvsService, ...] = ()
     route_exceptions: tuple[RouteException, ...] = ()
     missing: tuple[Missing, ...] = ()
+    nexthops: tuple[NextHopObject, ...] = ()
 
     def lacks(self, section: Section) -> str | None:
         """Return why a section is missing, or None if it was collected."""

@@ -2,12 +2,13 @@
 
 Follows br_handle_frame, br_handle_frame_finish, br_dev_xmit, should_deliver (net/bridge) and, for what br_netfilter adds,
 br_nf_pre_routing, br_nf_forward_ip, br_nf_post_routing (net/bridge/br_netfilter_hooks.c). An unknown unicast address is flooded;
-the walk follows only the copy that reaches a device with that address, since all others are thrown away there. Left out: VLAN
-filtering (`unknown`), multicast snooping, learning during the walk.
+the walk follows only the copy that reaches a device with that address, since all others are thrown away there. What VLANs do is told
+by `vlans`; frames with a tag are not shown to iptables (bridge-nf-filter-vlan-tagged is taken to be off, its default). Left out:
+multicast snooping, learning during the walk.
 """
 
 from tasks.skoop.model.addr import Mac
-from tasks.skoop.model.state import Interface, Section
+from tasks.skoop.model.state import FdbEntry, Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
@@ -15,6 +16,7 @@ from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.skb import At, Skb
+from tasks.skoop.netstack.vlans import filters, tag_of, unknown_vlans, vlan_of
 from tasks.skoop.netstack.xtables.api import Hook
 
 
@@ -25,15 +27,14 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
     place = ns.place(Stage.BRIDGE, dev=port.name, key=port.master or "")
     if bridge is None or not bridge.up:
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"bridge {port.master} is down")]
-    if bridge.bridge and bridge.bridge.vlan_filtering:
-        skb.missing = (*skb.missing, f"{ns.id}: VLANs of bridge {bridge.name}")
-        return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "VLAN filtering is not simulated")]
+    if unknown_vlans(bridge, port):
+        return [_lacks_vlans(ns, skb, bridge)]
     if port.port is not None and port.port.state not in ("forwarding", "learning"):
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"port {port.name} is {port.port.state}")]
     skb.phys_in, skb.frame_dst = port.name, skb.dst_mac
     skb.bridge = skb.in_dev = bridge.name
     skb.at = At.BR_FRAME_FINISH
-    if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+    if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [skb]
     before = skb.packet.dst
     done = []
@@ -97,32 +98,49 @@ def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[
     return ways
 
 
+def _lacks_vlans(ns: Namespace, skb: Skb, bridge: Interface) -> Skb:
+    place = ns.place(Stage.BRIDGE, dev=bridge.name, key="vlan")
+    skb.missing = (*skb.missing, f"{ns.id}: VLANs of bridge {bridge.name}")
+    what = f"{bridge.name} filters by VLAN, and `bridge vlan show` was not collected"
+    return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, what)
+
+
+def _entry(ns: Namespace, bridge: Interface, mac: str, vid: int) -> FdbEntry | None:
+    if filters(bridge):
+        return ns.bridge_fdb_of_vlan.get((bridge.name, mac, vid))
+    return ns.bridge_fdb.get((bridge.name, mac))
+
+
 def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     """Look the destination up: ourselves, a port, or unknown."""
     bridge = ns.links[skb.bridge]
     if (gap := ns.gap(Section.FDB)) is not None:
         return [skb.unknown(gap, ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac))]
-    entry = ns.bridge_fdb.get((bridge.name, skb.dst_mac))
-    if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
-        skb.in_dev = bridge.name
-        skb.dst_mac = ""
-        skb.at = At.IP_RCV
-        return [skb]
     ingress = ns.links[skb.phys_in]
+    vid = vlan_of(bridge, ingress, skb.vlan)
+    if vid is None:
+        place = ns.place(Stage.BRIDGE, dev=ingress.name, key=f"vlan {skb.vlan or 'untagged'}")
+        detail = f"{ingress.name} takes no {f'frames of VLAN {skb.vlan}' if skb.vlan else 'untagged frames'}"
+        return [skb.finish(Outcome.DROPPED, Reason.VLAN_FILTER, place, detail)]
+    entry = _entry(ns, bridge, skb.dst_mac, vid)
+    if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
+        return [_pass_up(ns, skb, bridge, vid)]
     learnt = ingress.port is None or ingress.port.learning
     if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
         port: Interface | None = ingress
     else:
-        port = _egress(ns, bridge, skb.dst_mac, ingress)
+        port = _egress(ns, bridge, skb.dst_mac, ingress, vid)
     if port is None:
-        return _flooded(ns, skb, bridge, ingress)
-    refused = _may_not_deliver(port, ingress)
+        return _flooded(ns, skb, bridge, ingress, vid)
+    tag = tag_of(bridge, port, vid)
+    refused = _may_not_deliver(port, ingress) or (f"it is not in VLAN {vid}" if tag is None else "")
     if refused:
         place = ns.place(Stage.BRIDGE, dev=port.name, key=refused)
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"{ingress.name} to {port.name}: {refused}")]
+    skb.vlan = tag or 0
     skb.step(ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac), "bridge", f"{ingress.name} to {port.name}")
     skb.phys_out = port.name
-    if not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+    if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [_to_port(ns, skb, port)]
     skb.out_dev = bridge.name
     done: list[Skb] = []
@@ -131,13 +149,14 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     return [_to_port(ns, way, port) if way.end is None else way for way in done]
 
 
-def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface) -> list[Skb]:
+def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface, vid: int) -> list[Skb]:
     """br_flood: a frame that nobody will take is still shown to FORWARD on its way to every port, where a rule may reject it."""
     place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
     detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
     for port in ns.ports.get(bridge.name, ()):
-        floods = port is not ingress and (port.port is None or port.port.flood) and not _may_not_deliver(port, ingress)
-        if floods and ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+        if port is ingress or (port.port and not port.port.flood) or _may_not_deliver(port, ingress):
+            continue
+        if tag_of(bridge, port, vid) == 0 and ns.bridge_calls_iptables(bridge.name, skb.packet.version):
             skb.phys_out, skb.out_dev = port.name, bridge.name
             ways = traverse(ns, skb, Hook.FORWARD)
             return [
@@ -147,28 +166,56 @@ def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface) -> 
     return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
 
 
-def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None) -> Interface | None:
-    entry = ns.bridge_fdb.get((bridge.name, mac))
+def _pass_up(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> Skb:
+    """br_pass_frame_up: the host gets the frame, by the bridge or by a VLAN device on it."""
+    tag = tag_of(bridge, bridge, vid)
+    dev: str | None = bridge.name
+    if tag is None:
+        place = ns.place(Stage.BRIDGE, dev=bridge.name, key=f"vlan {vid}")
+        return skb.finish(Outcome.DROPPED, Reason.VLAN_FILTER, place, f"{bridge.name} itself is not in VLAN {vid}")
+    if tag:
+        dev = next((link.name for link in ns.links.values() if link.lower == bridge.name and link.vlan_id == tag), None)
+    if dev is None:
+        place = ns.place(Stage.LINK, dev=bridge.name, key=f"vlan {tag}")
+        return skb.finish(Outcome.DROPPED, Reason.OTHERHOST, place, f"{bridge.name} has no device for VLAN {tag}")
+    if not ns.links[dev].up:
+        return skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, ns.place(Stage.LINK, dev=dev), f"{dev} is down")
+    skb.in_dev = dev
+    skb.dst_mac = ""
+    skb.vlan = 0
+    skb.at = At.IP_RCV
+    return skb
+
+
+def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None, vid: int) -> Interface | None:
+    entry = _entry(ns, bridge, mac, vid)
     if entry is not None and not entry.permanent:
         port = ns.links.get(entry.dev)
         if port is not None and port.master == bridge.name:
-            return port if entry.sticky else _roamed(ns, bridge, mac, port)
+            return port if entry.sticky else _roamed(ns, bridge, mac, port, vid)
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
         back = port is ingress and not (port.port and port.port.hairpin)
-        if floods and not back and port.up and ns.wire.reaches(ns.id, port.name, Mac(mac)):
+        tag = tag_of(bridge, port, vid)
+        if tag is None or not floods or back or not port.up:
+            continue
+        if ns.wire.reaches(ns.id, port.name, Mac(mac), tag):
             return port
     return None
 
 
-def _roamed(ns: Namespace, bridge: Interface, mac: str, port: Interface) -> Interface:
+def _roamed(ns: Namespace, bridge: Interface, mac: str, port: Interface, vid: int) -> Interface:
     """br_fdb_update: an entry, static too, moves to the port where its device is heard; it spoke when it answered our ARP."""
-    if ns.wire.reaches(ns.id, port.name, Mac(mac)):
+    tag = tag_of(bridge, port, vid)
+    if tag is None or ns.wire.reaches(ns.id, port.name, Mac(mac), tag):
         return port
     heard = (
         other
         for other in ns.ports.get(bridge.name, ())
-        if other.up and (other.port is None or other.port.learning) and ns.wire.reaches(ns.id, other.name, Mac(mac))
+        if other.up
+        and (other.port is None or other.port.learning)
+        and (tag := tag_of(bridge, other, vid)) is not None
+        and ns.wire.reaches(ns.id, other.name, Mac(mac), tag)
     )
     return next(heard, port)
 
@@ -205,15 +252,24 @@ def _to_port(ns: Namespace, skb: Skb, port: Interface) -> Skb:
 def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     """The host itself sends by the bridge."""
     bridge = ns.links[skb.out_dev]
+    if unknown_vlans(bridge, bridge):
+        return [_lacks_vlans(ns, skb, bridge)]
+    vid = vlan_of(bridge, bridge, skb.vlan)
+    if vid is None:
+        place = ns.place(Stage.BRIDGE, dev=bridge.name, key=f"vlan {skb.vlan or 'untagged'}")
+        detail = f"{bridge.name} itself is not in VLAN {skb.vlan}" if skb.vlan else f"{bridge.name} has no PVID"
+        return [skb.finish(Outcome.DROPPED, Reason.VLAN_FILTER, place, detail)]
     place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
     if (gap := ns.gap(Section.FDB)) is not None:
         return [skb.unknown(gap, place)]
-    port = _egress(ns, bridge, skb.dst_mac, None)
+    port = _egress(ns, bridge, skb.dst_mac, None, vid)
     if port is None:
         detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
-    refused = _may_not_deliver(port, None)
+    tag = tag_of(bridge, port, vid)
+    refused = _may_not_deliver(port, None) or (f"it is not in VLAN {vid}" if tag is None else "")
     if refused:
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"to {port.name}: {refused}")]
+    skb.vlan = tag or 0
     skb.step(place, "bridge", f"{bridge.name} to {port.name}")
     return [_to_port(ns, skb, port)]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, Net, bounds, contains, ip_int, ip_version, is_link_local, is_loopback, parse_net
 from tasks.skoop.model.packet import Packet, Protocol
@@ -40,6 +41,8 @@ class FlowKey(Struct, frozen=True, kw_only=True):
     sport: int = 0
     dport: int = 0
     uid: int | None = None
+    vrf: str = ""
+    """The VRF that the flow is in (flowi_l3mdev); `lookup` sets it for one that is bound to it."""
 
     @classmethod
     def of(cls, packet: Packet, *, iif: str = "", oif: str = "") -> "FlowKey":
@@ -153,6 +156,7 @@ class Router:
             self._merged: Table | None = Table.build(both, width)
         else:
             self._merged = None
+        self._vrfs = frozenset(link.name for link in interfaces if link.vrf_table is not None)
         self._plain = all(
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules
         )
@@ -161,8 +165,11 @@ class Router:
     def lookup(self, key: FlowKey, *, ignore_linkdown: frozenset[str] = frozenset()) -> Found | None:
         """Return the route for a flow, or None if no rule leads to one (ENETUNREACH).
 
-        `ignore_linkdown` names the devices with ignore_routes_with_linkdown set.
+        `ignore_linkdown` names the devices with ignore_routes_with_linkdown set. A flow bound to a VRF may leave by any of its
+        devices (l3mdev_update_flow, net/l3mdev/l3mdev.c).
         """
+        if key.oif in self._vrfs:
+            key = replace(key, oif="", vrf=key.oif)
         if self._plain and not ignore_linkdown:  # nothing but destination and bound device decides: remember it
             slot = (key.dst, key.oif)
             if slot not in self._cache:
@@ -219,7 +226,7 @@ class Router:
     def _table_of(self, rule: PolicyRule, key: FlowKey) -> int:
         if not rule.l3mdev:
             return rule.table
-        for name in (key.iif, key.oif):
+        for name in (key.vrf, key.iif, key.oif):
             link = self._interfaces.get(name)
             master = self._interfaces.get(link.master or "") if link else None
             for candidate in (link, master):

@@ -84,10 +84,10 @@ def errno_of(packet: Packet) -> str:
     return (ERRNO6 if packet.protocol == Protocol.ICMPV6 else ERRNO).get(kind, "EHOSTUNREACH")
 
 
-def own_source(ns: Namespace, dst: Ip, dev: str = "") -> Ip | None:
-    """Return the address that this namespace would use towards `dst`, or None if it has no route or no address."""
+def own_source(ns: Namespace, dst: Ip, dev: str = "", vrf: str = "") -> Ip | None:
+    """Return the address that this namespace would use towards `dst` (in a VRF), or None if it has no route or no address."""
     router = ns.routers[6 if ":" in dst else 4]
-    found = router.lookup(FlowKey(dst=dst), ignore_linkdown=ns.ignore_linkdown)
+    found = router.lookup(FlowKey(dst=dst, oif=vrf), ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno or not found.legs:
         return None
     if found.route is not None and found.route.prefsrc is not None:
@@ -117,15 +117,14 @@ def error_about(
     if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) and packet.icmp_type in (0, 5, 129, 137):
         return None
     inbound = in_dev if ns.sysctl("net/ipv4/icmp_errors_use_inbound_ifaddr") else ""
-    ours = to_local and ns.is_local(
-        packet.dst
-    )  # RTCF_LOCAL: a local packet that OUTPUT refuses may be for another host
-    src = packet.dst if ours else own_source(ns, packet.src, inbound)
+    # RTCF_LOCAL: a local packet that OUTPUT refuses may be for another host
+    ours = to_local and (ns.is_local(packet.dst) or ns.is_vrf(in_dev))
+    src = packet.dst if ours else own_source(ns, packet.src, inbound, in_dev if ns.is_vrf(in_dev) else "")
     if src is None:
         return None
     version6 = packet.version == 6
     icmp_type, icmp_code = TO_ICMPV6[kind] if version6 else kind
-    quoted = packet.with_(encap=None, ct_state=CtState.NONE, mark=0)
+    quoted = packet.with_(ct_state=CtState.NONE, mark=0)
     return Packet(
         src=src,
         dst=packet.src,

@@ -10,17 +10,20 @@ from enum import Enum, auto
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, is_link_local, is_loopback, is_multicast
-from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
+from tasks.skoop.model.ids import NetnsId
+from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.fib import FOR_US, FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.iptunnel import ip_tunnel_rcv, tell_on
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
-from tasks.skoop.netstack.skb import At, Response, Skb
+from tasks.skoop.netstack.skb import At, Emit, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
-from tasks.skoop.netstack.tunnel import vxlan_rcv
+from tasks.skoop.netstack.tunnel import udp_tunnel_rcv
+from tasks.skoop.netstack.wireguard import wg_receive
 from tasks.skoop.netstack.xtables.api import Hook
 
 _ERROR_OF = {
@@ -81,10 +84,36 @@ def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb]
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
         return [_lacking(ns, skb, Stage.ROUTE, skb.packet.dst, f"routes ({why})")]
+    vrf = ns.vrf_of(skb.in_dev)
+    if vrf:
+        return [one for way in _vrf_rcv(ns, skb, vrf) for one in ([way] if way.end else _input(ns, way))]
+    above = ns.wire.l3s_above(ns.id, skb.in_dev, skb.packet.dst)
+    if above is not None:
+        return _to_l3s(ns, skb, above)
+    return _input(ns, skb)
+
+
+def _input(ns: Namespace, skb: Skb) -> list[Skb]:
     martian = _martian(ns, skb)
-    if martian is not None:
-        return [martian]
-    return _route_input(ns, skb)
+    return [martian] if martian is not None else _route_input(ns, skb)
+
+
+def _vrf_rcv(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
+    """vrf_ip_rcv (drivers/net/vrf.c): from here on it has come in by the VRF, and PREROUTING sees it once more."""
+    skb.slave, skb.in_dev = skb.in_dev, vrf
+    skb.step(ns.place(Stage.LINK, dev=vrf), "enter", f"{skb.slave} belongs to the VRF {vrf}")
+    return traverse(ns, skb, Hook.PREROUTING)
+
+
+def _to_l3s(ns: Namespace, skb: Skb, above: tuple[NetnsId, str]) -> list[Skb]:
+    """ipvlan_l3_rcv, ipvlan_nf_input (drivers/net/ipvlan/ipvlan_l3s.c): our INPUT sees it, then the other namespace's sockets."""
+    ways = traverse(ns, skb, Hook.INPUT)
+    for way in ways:
+        if way.end is None:
+            way.emit = Emit(
+                dev=way.in_dev, frame=Frame(way.packet.with_(mark=0, ct_state=CtState.NONE)), to=above, entry="socket"
+            )
+    return ways
 
 
 def _lacking(ns: Namespace, skb: Skb, stage: Stage, key: str, what: str) -> Skb:
@@ -216,10 +245,17 @@ def ip_local_deliver(ns: Namespace, skb: Skb) -> list[Skb]:
     return [_to_transport(ns, way) if way.end is None else way for way in traverse(ns, skb, Hook.INPUT)]
 
 
+def to_socket(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Hand a packet straight to its socket: another namespace's stack has already let it in (ipvlan_nf_input)."""
+    return [_to_transport(ns, skb)]
+
+
 def _to_transport(ns: Namespace, skb: Skb) -> Skb:
     packet = skb.packet
     if packet.encap is not None:
-        return vxlan_rcv(ns, skb)
+        if packet.cipher:
+            return wg_receive(ns, skb)
+        return udp_tunnel_rcv(ns, skb) if packet.protocol == Protocol.UDP else ip_tunnel_rcv(ns, skb)
     if (virtual := ns.virtual_server(packet)) is not None:
         place = ns.place(Stage.IPVS, key=_end_of(packet))
         skb.missing = (*skb.missing, f"{ns.id}: what IPVS does with {virtual}")
@@ -227,9 +263,12 @@ def _to_transport(ns: Namespace, skb: Skb) -> Skb:
             Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "virtual servers are not simulated", action="unknown"
         )
     if packet.inner is not None:
-        return skb.finish(
-            Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key="icmp error"), str(packet), action="deliver"
-        )
+        place = ns.place(Stage.SOCKET, key="icmp error")
+        told = tell_on(ns, packet.inner)
+        if told is not None:
+            detail = f"the tunnel to {packet.inner.dst} tells that it does not get through"
+            return skb.finish(Outcome.UNREACHABLE, Reason.NO_TUNNEL, place, detail, response=told)
+        return skb.finish(Outcome.DELIVERED, Reason.NONE, place, str(packet), action="deliver")
     if skb.answer:
         return skb.finish(
             Outcome.DELIVERED, Reason.NONE, ns.place(Stage.SOCKET, key=_end_of(packet)), str(packet), action="deliver"
@@ -290,7 +329,7 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
         return _dropped(ns, skb, Reason.IP_INVALID_DEST, Stage.SOCKET, _end_of(packet), detail)
     # inet_iif: what one sends to oneself counts as coming in on the device that has the address
     over_lo = skb.leg is not None and skb.local_route
-    socket = ns.listener(packet, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev)
+    socket = ns.listener(packet, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev, skb.slave)
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
@@ -301,8 +340,15 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
             place,
             f"accept queue of the listener{who} is full: {socket.recv_queue} of {socket.backlog}",
         )
+    oif = socket.dev or (skb.in_dev if skb.slave and packet.protocol == Protocol.TCP else "")
     return skb.finish(
-        Outcome.DELIVERED, Reason.NONE, place, f"to {socket.ip}:{socket.port}{who}", action="deliver", socket=socket
+        Outcome.DELIVERED,
+        Reason.NONE,
+        place,
+        f"to {socket.ip}:{socket.port}{who}",
+        action="deliver",
+        socket=socket,
+        oif=oif,
     )
 
 
@@ -390,8 +436,9 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
         # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
         chosen = _source(ns, found, found.legs[0], packet.dst)
         found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
-    if found is None or found.errno or not found.legs:
-        return [_local_failure(ns, skb, found)]
+    down = bool(oif) and oif in ns.links and not ns.links[oif].up  # ENETUNREACH whatever the routes say
+    if down or found is None or found.errno or not found.legs:
+        return [_local_failure(ns, skb, None if down else found)]
     if found.type == "broadcast" and not skb.originated:  # tcp_v4_connect, ip4_datagram_connect without SO_BROADCAST
         refusal = "ENETUNREACH" if packet.protocol == Protocol.TCP else "EACCES"
         return [_local_failure(ns, skb, replace(found, errno=refusal))]
@@ -455,9 +502,27 @@ def _check_size(ns: Namespace, skb: Skb) -> None:
 
 def ip_local_out(ns: Namespace, skb: Skb) -> list[Skb]:
     """Pass OUTPUT."""
-    ways = traverse(ns, skb, Hook.OUTPUT)
+    vrf = ns.vrf_of(skb.out_dev)
+    before = _vrf_out(ns, skb, vrf) if vrf else [skb]
+    ways = [one for way in before for one in (traverse(ns, way, Hook.OUTPUT) if way.end is None else [way])]
     for way in ways:
         way.at = At.IP_OUTPUT
+    return ways
+
+
+def _vrf_out(ns: Namespace, skb: Skb, vrf: str) -> list[Skb]:
+    """vrf_ip_out_direct (drivers/net/vrf.c): OUTPUT and POSTROUTING see it a first time, untracked and leaving by the VRF."""
+    dev, conn, reply, untracked = skb.out_dev, skb.conn, skb.is_reply, skb.untracked
+    state = skb.packet.ct_state
+    skb.out_dev, skb.conn, skb.untracked = vrf, -1, True
+    skb.packet = skb.packet.with_(ct_state=CtState.UNTRACKED)
+    ways = [skb]
+    for hook in (Hook.OUTPUT, Hook.POSTROUTING):
+        ways = [one for way in ways for one in (traverse(ns, way, hook) if way.end is None else [way])]
+    for way in ways:
+        if way.end is None:
+            way.out_dev, way.conn, way.is_reply, way.untracked = dev, conn, reply, untracked
+            way.packet = way.packet.with_(ct_state=state)
     return ways
 
 

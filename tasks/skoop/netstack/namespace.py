@@ -47,8 +47,14 @@ class Wire(Contract):
     def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None) -> "Answers":
         """Ask for the link-layer address of `target` on the link of `dev` (ARP, neighbour discovery)."""
 
-    def reaches(self, netns: NetnsId, dev: str, mac: Mac) -> bool:
+    def reaches(self, netns: NetnsId, dev: str, mac: Mac, vlan: int = 0) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
+
+    def vteps(self, netns: NetnsId, dev: str, mac: Mac) -> tuple[Ip, ...]:
+        """Return the far ends of a vxlan device behind which there is a device with that address."""
+
+    def l3s_above(self, netns: NetnsId, dev: str, ip: Ip) -> tuple[NetnsId, str] | None:
+        """Return the ipvlan device of mode l3s on `dev` that carries the address."""
 
 
 ESSENTIAL = (Section.LINKS, Section.ROUTES, Section.RULES, Section.SYSCTLS, Section.NFT)
@@ -173,6 +179,22 @@ class Namespace:
         """Say whether the address is one of the namespace's own."""
         return self.routers[ip_version(ip)].local_types(ip) == "local"
 
+    def is_vrf(self, dev: str) -> bool:
+        """Say whether the device is a VRF."""
+        return dev in self.links and self.links[dev].vrf_table is not None
+
+    def vrf_of(self, dev: str) -> str:
+        """Return the VRF that the device is enslaved to, "" for none."""
+        link = self.links.get(dev)
+        return link.master if link and link.master and self.is_vrf(link.master) else ""
+
+    def is_local_on(self, ip: Ip, dev: str) -> bool:
+        """Say whether the address is the namespace's own for what comes in by the device: its VRF has its own addresses."""
+        if not self.vrf_of(dev):
+            return self.is_local(ip)
+        found = self.routers[ip_version(ip)].lookup(FlowKey(dst=ip, iif=dev))
+        return found is not None and found.type == "local"
+
     def has_address(self, ip: Ip) -> bool:
         """Say whether some device carries the address (inet_lookup_ifaddr_rcu)."""
         return any(address.ip == ip for link in self.state.interfaces for address in link.addresses)
@@ -215,11 +237,18 @@ class Namespace:
                 index[slot] = (*index.get(slot, ()), socket)
         return index
 
-    def listener(self, packet: Packet, dev: str) -> Socket | None:
-        """Return the socket that takes a packet to a local address, or None (compute_score, inet_hashtables.c, udp.c)."""
+    def listener(self, packet: Packet, dev: str, slave: str = "") -> Socket | None:
+        """Return the socket that takes a packet to a local address, or None (compute_score, inet_hashtables.c, udp.c).
+
+        `slave` is the device below the VRF `dev`: sockets bound to either take the packet, others only if the sysctl
+        tcp_l3mdev_accept (udp_…) lets them (inet_bound_dev_eq).
+        """
         best: tuple[int, Socket] | None = None
+        everywhere = not slave or bool(self.sysctl(f"net/ipv4/{packet.protocol}_l3mdev_accept"))
         for socket in self.listeners.get((str(packet.protocol), packet.dport), ()):
-            score = _socket_score(socket, packet, dev)
+            if not socket.dev and not everywhere:
+                continue
+            score = _socket_score(socket, packet, slave if slave and socket.dev == slave else dev)
             if score >= 0 and (best is None or score > best[0]):
                 best = (score, socket)
         return best[1] if best else None
@@ -256,6 +285,11 @@ class Namespace:
     def bridge_fdb(self) -> dict[tuple[str, str], FdbEntry]:
         """Entries of bridges: (bridge, MAC) → entry."""
         return {(entry.master, entry.mac): entry for entry in self.state.fdb if entry.master}
+
+    @cached_property
+    def bridge_fdb_of_vlan(self) -> dict[tuple[str, str, int], FdbEntry]:
+        """Entries of bridges that filter by VLAN: (bridge, MAC, VLAN) → entry."""
+        return {(entry.master, entry.mac, entry.vlan or 0): entry for entry in self.state.fdb if entry.master}
 
     @cached_property
     def own_fdb(self) -> dict[tuple[str, str], tuple[FdbEntry, ...]]:

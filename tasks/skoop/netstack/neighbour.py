@@ -11,6 +11,7 @@ from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.conntrack import History, learnt_neighbour
 from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of, usable_addresses
+from tasks.skoop.netstack.iptunnel import tell_on
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
 from tasks.skoop.netstack.source import objects_to_source
@@ -102,7 +103,9 @@ def failed(ns: Namespace, skb: Skb, target: Ip, why: str = "") -> Skb:
     place = ns.place(Stage.NEIGHBOUR, dev=skb.out_dev, key=target)
     detail = why or f"nobody answers for {target} on {skb.out_dev}"
     if skb.originated and not skb.packet.is_icmp_error:
-        return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
+        told = tell_on(ns, skb.packet)
+        outcome = Outcome.UNREACHABLE if told else Outcome.DROPPED
+        return skb.finish(outcome, Reason.NEIGH_FAILED, place, detail, response=told)
     answer = icmp.error_about(ns, skb.packet, icmp.HOST_UNREACH, to_local=False, in_dev=skb.in_dev)
     if answer is None:
         return skb.finish(Outcome.DROPPED, Reason.NEIGH_FAILED, place, detail)
@@ -130,7 +133,7 @@ def answers_for(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> Mac |
 def _answers4(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
     if sender is not None and objects_to_source(ns, Packet(src=sender, dst=target), dev) is not None:
         return False
-    if ns.is_local(target):
+    if ns.is_local_on(target, dev):
         if not _ignore_allows(ns, dev, target, sender):
             return False
         if ns.either("arp_filter", dev) and sender is not None:

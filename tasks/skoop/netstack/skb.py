@@ -7,8 +7,10 @@ Everything that leaves a namespace (`Exit`) is immutable.
 from enum import Enum, auto
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip
+from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Frame, Packet
 from tasks.skoop.model.state import Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Step
@@ -43,6 +45,8 @@ class At(Enum):
     BR_FRAME_FINISH = auto()
     BR_DEV_XMIT = auto()
     VXLAN_XMIT = auto()
+    IP_TUNNEL_XMIT = auto()
+    WIREGUARD_XMIT = auto()
 
 
 class Response(Struct, frozen=True, kw_only=True):
@@ -57,6 +61,8 @@ class Response(Struct, frozen=True, kw_only=True):
     """Bridge port by which it is sent as it is, past all hooks, hence not un-NATed (nf_send_reset, for what a bridge brought)."""
     macs: tuple[str, str] | None = None
     """Its source and destination address there."""
+    oif: str = ""
+    """The device that its route is bound to (the VRF that the packet came in by)."""
 
 
 class End(Struct, frozen=True, kw_only=True):
@@ -69,6 +75,8 @@ class End(Struct, frozen=True, kw_only=True):
     socket: Socket | None = None
     error: IcmpError | None = None
     response: Response | None = None
+    oif: str = ""
+    """The device that the socket is bound to from now on: SO_BINDTODEVICE, or the VRF of a connection (inet_request_bound_dev_if)."""
 
 
 class Emit(Struct, frozen=True, kw_only=True):
@@ -77,6 +85,9 @@ class Emit(Struct, frozen=True, kw_only=True):
     dev: str
     frame: Frame
     next_hop: Ip | None = None
+    to: tuple[NetnsId, str] | None = None
+    """The device of another namespace that takes it, where the stack itself hands it over (ipvlan l3s)."""
+    entry: str = ""
 
 
 class Exit(Struct, frozen=True, kw_only=True):
@@ -134,9 +145,11 @@ class Skb:
         "pre_done",
         "probability",
         "redraw",
+        "slave",
         "src_mac",
         "trail",
         "untracked",
+        "vlan",
         "zone",
     )
 
@@ -173,6 +186,8 @@ class Skb:
         self.path_mtu = 0
         self.overhead = 0
         self.redraw = False
+        self.vlan = 0  # the VLAN that the frame is in; 0: none
+        self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
         self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None
@@ -215,6 +230,9 @@ class Skb:
     ) -> "Skb":
         """End the way here; `more` goes into the End."""
         self.step(place, action, detail)
+        response = more.get("response")
+        if self.slave and isinstance(response, Response):  # icmp_send, tcp_v4_send_reset: the answer stays in the VRF
+            more["response"] = replace(response, oif=self.in_dev)
         self.end = End(outcome=outcome, reason=reason, place=place, detail=detail, **more)  # type: ignore[arg-type]  # fields of End
         return self
 

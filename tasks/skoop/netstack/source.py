@@ -1,6 +1,6 @@
 """May a packet with this source address come in on this device?
 
-Follows fib_validate_source and __fib_validate_source (net/ipv4/fib_frontend.c): reverse path filter, own addresses as source,
+Follows fib_validate_source, __fib_validate_source and fib_info_nh_uses_dev (net/ipv4/fib_frontend.c): reverse path filter, own addresses as source,
 src_valid_mark. IPv6 has no such check. ARP requests go through it as well (arp_process asks ip_route_input).
 """
 
@@ -34,13 +34,14 @@ def objects_to_source(ns: Namespace, packet: Packet, dev: str, *, out_dev: str =
         own = not accept_local and ns.has_address(packet.src)
         return _own_address(ns, packet, dev) if own else None
     mark = packet.mark if ns.either("src_valid_mark", dev) else 0
-    key = FlowKey(dst=packet.src, src=packet.dst, iif="" if out_dev == "lo" else out_dev, mark=mark)
+    vrf = dev if ns.is_vrf(dev) else ns.vrf_of(dev)
+    key = FlowKey(dst=packet.src, src=packet.dst, iif=vrf or ("" if out_dev == "lo" else out_dev), mark=mark)
     found = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno:
         return _filtered(ns, dev, f"no route back to {packet.src}") if rp_filter else None
     if found.type != "unicast" and not (found.type == "local" and accept_local):
         return _own_address(ns, packet, dev)
-    if any(leg.dev == dev for leg in found.legs) or rp_filter != 1:
+    if any(leg.dev == dev or ns.vrf_of(leg.dev) == dev for leg in found.legs) or rp_filter != 1:
         return None
     back = ", ".join(leg.dev for leg in found.legs) or found.type
     return _filtered(ns, dev, f"the way back to {packet.src} is {back}, not {dev} (rp_filter=1)")

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
-from tasks.skoop.netstack import bridge, ip, neighbour, tunnel
+from tasks.skoop.netstack import bridge, ip, iptunnel, neighbour, tunnel, wireguard
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
@@ -24,10 +24,26 @@ DEVICES: Mapping[str, At | None] = {
     "bond": None,
     "team": None,
     "vlan": None,
+    "macvlan": None,
+    "ipvlan": None,
+    "dummy": None,
     "bridge": At.BR_DEV_XMIT,
     "vxlan": At.VXLAN_XMIT,
+    "geneve": At.VXLAN_XMIT,
+    "gretap": At.VXLAN_XMIT,
+    "ip6gretap": At.VXLAN_XMIT,
+    "ipip": At.IP_TUNNEL_XMIT,
+    "sit": At.IP_TUNNEL_XMIT,
+    "gre": At.IP_TUNNEL_XMIT,
+    "ip6tnl": At.IP_TUNNEL_XMIT,
+    "ip6gre": At.IP_TUNNEL_XMIT,
+    "wireguard": At.WIREGUARD_XMIT,
 }
-"""Kind of a device ("": a physical one) → where its frames go on in the stack; None: out of the namespace, as they are."""
+"""Kind of a device ("": a physical one) → where its frames go on in the stack.
+
+None: they leave the namespace as they are (those who carry them find out what stands on what), or the device swallows them (dummy).
+"""
+_PROGRAMS = {"tun", "macvtap", "ipvtap"}  # what they carry goes to a program
 
 
 def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
@@ -40,16 +56,27 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = "lo", "", "", True
         skb.at = At.IP_RCV
         return [skb]
+    if link.kind in _PROGRAMS:
+        skb.missing = (*skb.missing, f"{ns.id}: the program behind {link.name}")
+        what = f"what the program behind {link.name} does with packets is not known"
+        return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, what)]
     if link.kind not in DEVICES:
         skb.missing = (*skb.missing, f"{ns.id}: {link.kind} device {link.name}")
         return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{link.kind} devices are not simulated")]
+    if link.kind == "dummy":
+        detail = f"{link.name} is a dummy: what is sent by it is lost"
+        return [skb.finish(Outcome.DROPPED, Reason.SWALLOWED, place, detail)]
     onward = DEVICES[link.kind]
     if onward is not None:
         skb.at = onward
         return [skb]
+    if link.kind == "vlan" and (lower := ns.links.get(link.lower or "")) is not None and lower.kind == "bridge":
+        skb.vlan, skb.out_dev = link.vlan_id or 0, lower.name
+        skb.step(place, "tag", f"VLAN {link.vlan_id}")
+        return [skb]
     packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
     skb.step(place, "send", link.name)
-    frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac)  # type: ignore[arg-type]  # MACs by construction
+    frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac, skb.vlan)  # type: ignore[arg-type]  # MACs by construction
     skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
     return [skb]
 
@@ -67,6 +94,8 @@ STAGES: Mapping[At, Callable[[Namespace, Skb], list[Skb]]] = {
     At.BR_FRAME_FINISH: bridge.br_frame_finish,
     At.BR_DEV_XMIT: bridge.br_dev_xmit,
     At.VXLAN_XMIT: tunnel.vxlan_xmit,
+    At.IP_TUNNEL_XMIT: iptunnel.ip_tunnel_xmit,
+    At.WIREGUARD_XMIT: wireguard.wg_xmit,
 }
 
 
@@ -136,20 +165,54 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
-    source = ip.Source.BOUND if ns.is_local(response.packet.src) else ip.Source.FORGED
-    ways = ip.route_output(ns, skb, source=source)
-    return run(ns, ways)
+    source = ip.Source.BOUND if response.oif or ns.is_local(response.packet.src) else ip.Source.FORGED
+    return run(ns, ip.route_output(ns, skb, oif=response.oif, source=source))
+
+
+def pass_on(
+    ns: Namespace, dev: str, frame: Frame, flow: Flow, *, answer: bool, path_mtu: int, overhead: int
+) -> tuple[Exit, ...]:
+    """Send a packet that an ipvlan of mode l3 hands to the stack of its lower device (ipvlan_process_outbound)."""
+    skb = Skb(frame.packet, flow, at=At.IP_LOCAL_OUT)
+    skb.path_mtu, skb.overhead, skb.answer = path_mtu, overhead, answer
+    skb.originated = True
+    link = ns.links.get(dev)
+    if (
+        link is not None and not link.up
+    ):  # ip_route_output_key_hash: ENETUNREACH; the sender's datagram socket hears ENOBUFS
+        error = IcmpError(type=-1, code=0, local=True, errno="ENOBUFS")
+        lost = Outcome.DROPPED if frame.packet.protocol == Protocol.TCP else Outcome.UNREACHABLE
+        place = ns.place(Stage.LINK, dev=dev)
+        told = None if lost == Outcome.DROPPED else error
+        return (skb.finish(lost, Reason.LINK_DOWN, place, f"{dev} is down", error=told).exit(),)
+    return run(ns, ip.route_output(ns, skb, oif=dev, source=ip.Source.BOUND))
 
 
 def receive(
-    ns: Namespace, dev: str, frame: Frame, flow: Flow, *, answer: bool = False, path_mtu: int = 0, overhead: int = 0
+    ns: Namespace,
+    dev: str,
+    frame: Frame,
+    flow: Flow,
+    *,
+    answer: bool = False,
+    path_mtu: int = 0,
+    overhead: int = 0,
+    entry: str = "",
 ) -> tuple[Exit, ...]:
-    """Receive a frame on a device; `path_mtu` and `overhead` are what its way so far has left of it (Exit)."""
+    """Receive a frame on a device; `path_mtu` and `overhead` are what its way so far has left of it (Exit).
+
+    `entry` is that of a Transmission.
+    """
+    if entry == "output":
+        return pass_on(ns, dev, frame, flow, answer=answer, path_mtu=path_mtu, overhead=overhead)
     skb = Skb(frame.packet, flow, at=At.IP_RCV)
     skb.path_mtu, skb.overhead = path_mtu, overhead
     skb.in_dev = dev
     skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
+    skb.vlan = frame.vlan
     skb.answer = answer
+    if entry == "socket":
+        return run(ns, ip.to_socket(ns, skb))
     link = ns.links.get(dev)
     place = ns.place(Stage.LINK, dev=dev)
     if (gap := ns.gap()) is not None:

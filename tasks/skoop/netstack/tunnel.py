@@ -1,54 +1,89 @@
-"""vxlan: into the tunnel and out of it again (vxlan_xmit, vxlan_rcv: drivers/net/vxlan/vxlan_core.c).
+"""Tunnels that carry frames: vxlan, geneve and gretap; into the tunnel and out of it again.
 
-Left out: collect-metadata mode (`unknown`), multicast groups as default destination, GPE, learning from what comes in.
+Follows vxlan_xmit, vxlan_xmit_one and vxlan_rcv (drivers/net/vxlan/vxlan_core.c), geneve_xmit and geneve_rx (drivers/net/geneve.c),
+gre_tap_xmit (net/ipv4/ip_gre.c). A MAC that vxlan does not know goes to every far end of its all-zero entries; the walk follows the
+copy that finds the MAC, which after the first answer is what learning makes of it too. Left out: collect-metadata mode (`unknown`),
+GPE, VNI filtering, geneve's options.
 """
 
-from tasks.skoop.model.addr import Ip, Mac
+from tasks.skoop.model.addr import Ip, Mac, is_multicast
 from tasks.skoop.model.packet import CtState, Packet, Protocol
-from tasks.skoop.model.state import FdbEntry, Interface, Section, Vxlan
+from tasks.skoop.model.state import FdbEntry, Interface, Section, Tunnel
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.fib import FlowKey, Leg, select_source
+from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Skb
 
 _ZERO = "00:00:00:00:00:00"
-# Outer headers: Ethernet of the inner frame 14, vxlan 8, UDP 8, IP 20 or 40 (vxlan_headroom).
-_HEADROOM = {4: 50, 6: 70}
+_ETHERNET = 14
+_UDP_AND_TUNNEL = 16  # UDP 8, and 8 of vxlan or of geneve without options
+_OUTER_IP = {4: 20, 6: 40}
 _SOURCE_PORT = 51820  # stands for the flow hash that the kernel puts there
 
 
 def vxlan_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
-    """Look the destination MAC up in the device's own table, wrap the frame and send it as the host's own packet."""
+    """Find the far end for the destination MAC, wrap the frame and send it as the host's own packet."""
     link = ns.links[skb.out_dev]
-    vxlan = link.vxlan
     place = ns.place(Stage.TUNNEL, dev=link.name, key=skb.dst_mac)
-    if vxlan is None or vxlan.external:
+    external = link.vxlan.external if link.vxlan else link.tunnel is None or link.tunnel.external
+    if external:
         skb.missing = (*skb.missing, f"{ns.id}: metadata of {link.name}")
         what = "collect-metadata mode: the destination is set by a program"
         return [skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, what)]
-    entries = ns.own_fdb.get((link.name, skb.dst_mac)) or ns.own_fdb.get((link.name, _ZERO))
-    if not entries:
+    if link.tunnel is not None:
+        return _to_the_one_end(ns, skb, link, link.tunnel)
+    entry = _entry(ns, skb, link)
+    if entry is None:
         if (why := ns.state.lacks(Section.FDB)) is not None:
             skb.missing = (*skb.missing, f"{ns.id}: forwarding database ({why})")
             return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"fdb not collected: {why}")]
         detail = f"no fdb entry for {skb.dst_mac} on {link.name}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
-    return _wrap(ns, skb, link, entries[0])
+    return _wrap(ns, skb, link, entry)
+
+
+def _entry(ns: Namespace, skb: Skb, link: Interface) -> FdbEntry | None:
+    known = ns.own_fdb.get((link.name, skb.dst_mac))
+    if known:
+        return known[0]
+    entries = ns.own_fdb.get((link.name, _ZERO), ())
+    if len(entries) < 2 and not any(entry.dst and is_multicast(entry.dst) for entry in entries):
+        return entries[0] if entries else None
+    far = ns.wire.vteps(ns.id, link.name, Mac(skb.dst_mac)) if skb.dst_mac else ()
+    if not far:
+        return entries[0]
+    return next(
+        (entry for entry in entries if entry.dst == far[0]), FdbEntry(mac=Mac(_ZERO), dev=link.name, dst=far[0])
+    )
+
+
+def headroom(link: Interface, family: int) -> int:
+    """Return how many bytes the tunnel puts round an IP packet (vxlan_headroom, GENEVE_IPV4_HLEN, tunnel->hlen)."""
+    own = _UDP_AND_TUNNEL if link.kind in ("vxlan", "geneve") else gre_header(link.tunnel)
+    return _ETHERNET + own + _OUTER_IP[family]
+
+
+def gre_header(tunnel: Tunnel | None) -> int:
+    """Return the length of the GRE header that is sent: 4 bytes, and 4 more for a key, a checksum, sequence numbers."""
+    if tunnel is None:
+        return 4
+    return 4 + 4 * ((tunnel.okey is not None) + tunnel.ocsum + tunnel.oseq)
 
 
 def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> list[Skb]:
-    """vxlan_xmit_one: find the way to the far end. Only the device's own default destination is bound to its lower device."""
+    """vxlan_xmit_one. Only the device's own default destination is bound to its lower device."""
     vxlan = link.vxlan
     assert vxlan is not None
     assert entry.dst is not None
+    inner = skb.packet
     family = 6 if ":" in entry.dst else 4
     skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=entry.mac), "encap", f"vxlan {vxlan.vni} to {entry.dst}")
     key = FlowKey(
         dst=entry.dst,
         src=vxlan.local,
         oif=(vxlan.link or "") if entry.dst == vxlan.group else "",
-        mark=skb.packet.mark,
+        mark=inner.mark,
         protocol=Protocol.UDP,
         sport=_SOURCE_PORT,
         dport=vxlan.port,
@@ -56,28 +91,19 @@ def _wrap(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> list[Skb
     found = ns.routers[family].lookup(key, ignore_linkdown=ns.ignore_linkdown)
     if found is not None and (found.type == "local" or any(leg.dev == "lo" for leg in found.legs)):
         return [_bypass(ns, skb, link, entry)]
-    ways = []
-    legs: tuple[Leg, ...] = ()
-    if found is not None and not found.errno:
-        legs = legs_for(ns, skb, found, src="", dst=entry.dst)
-    for leg in legs:
-        way = skb if len(legs) == 1 else skb.clone()
-        way.probability *= leg.share
-        if found is not None:
-            remember_leg(ns, way, found, leg, src="", dst=entry.dst)
-        if leg.dev == link.name:
-            place = ns.place(Stage.ROUTE, key=entry.dst)
-            ways.append(
-                way.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, f"{entry.dst} lies behind the tunnel itself")
-            )
-            continue
-        way.found, way.leg, way.next_hop, way.out_dev = found, leg, leg.nexthop.via or entry.dst, leg.dev
-        ways.append(_encapsulated(ns, way, vxlan, entry, leg))
-    if ways:
-        return ways
-    place = ns.place(Stage.ROUTE, key=entry.dst)
-    detail = f"no route to the tunnel's far end {entry.dst}"
-    return [skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)]
+    outer = Packet(
+        src=vxlan.local or Ip(""),
+        dst=entry.dst,
+        protocol=Protocol.UDP,
+        sport=_SOURCE_PORT,
+        dport=entry.port or vxlan.port,
+        mark=inner.mark,
+        length=inner.length + headroom(link, family),
+        df=vxlan.df == "set" or (vxlan.df == "inherit" and inner.df),
+        vni=entry.vni or vxlan.vni,
+        encap_mac=Mac(skb.dst_mac),
+    )
+    return send_outer(ns, skb, link, key, outer)
 
 
 def _bypass(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
@@ -100,71 +126,134 @@ def _bypass(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
     return skb
 
 
-def _encapsulated(ns: Namespace, skb: Skb, vxlan: Vxlan, entry: FdbEntry, leg: Leg) -> Skb:
-    """Wrap the frame; what comes of it is a packet of the host's own."""
-    inner = skb.packet
-    family = 6 if entry.dst and ":" in entry.dst else 4
-    assert entry.dst is not None
-    src = vxlan.local or _own(ns, leg.dev, entry.dst if family == 6 else leg.nexthop.via or entry.dst)
-    skb.overhead += _HEADROOM[family]
-    skb.packet = Packet(
-        src=src or entry.dst,
-        dst=entry.dst,
-        protocol=Protocol.UDP,
-        sport=_SOURCE_PORT,
-        dport=entry.port or vxlan.port,
-        mark=inner.mark,
-        length=inner.length + _HEADROOM[family],
-        df=vxlan.df == "set" or (vxlan.df == "inherit" and inner.df),
-        encap=inner.with_(mark=0, ct_state=CtState.NONE),
-        vni=entry.vni or vxlan.vni,
-        encap_mac=Mac(skb.dst_mac),
+def _to_the_one_end(ns: Namespace, skb: Skb, link: Interface, tunnel: Tunnel) -> list[Skb]:
+    """geneve, gretap: everything goes to the one far end that the device has."""
+    place = ns.place(Stage.TUNNEL, dev=link.name, key=link.kind)
+    if link.tunnel_remote is None:
+        return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, f"{link.name} has no far end")]
+    inner, far = skb.packet, link.tunnel_remote
+    family = 6 if ":" in far else 4
+    geneve = link.kind == "geneve"
+    skb.step(place, "encap", f"{link.kind} to {far}")
+    protocol = Protocol.UDP if geneve else Protocol.GRE
+    mark = inner.mark if geneve else tunnel.fwmark
+    key = FlowKey(
+        dst=far, src=link.tunnel_local, oif=tunnel.link or "", mark=mark, protocol=protocol, dport=tunnel.port
     )
-    skb.local = False
-    skb.originated = True
-    skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
-    skb.in_dev = skb.phys_in = skb.phys_out = skb.bridge = ""
-    skb.local_route = False
+    gre_df = family == 4 and (tunnel.pmtudisc or (inner.df and not tunnel.ignore_df))
+    outer = Packet(
+        src=link.tunnel_local or Ip(""),
+        dst=far,
+        protocol=protocol,
+        sport=_SOURCE_PORT if geneve else 0,
+        dport=tunnel.port,
+        mark=inner.mark,
+        length=inner.length + headroom(link, family),
+        df=tunnel.df == "set" or (tunnel.df == "inherit" and inner.df) if geneve else gre_df,
+        vni=tunnel.vni if geneve else gre_key(tunnel.okey),
+        encap_mac=Mac(skb.dst_mac or _ZERO),
+    )
+    return send_outer(ns, skb, link, key, outer)
+
+
+def gre_key(key: int | None) -> int:
+    """Return the key as a packet has it: -1 for none."""
+    return -1 if key is None else key
+
+
+def send_outer(ns: Namespace, skb: Skb, link: Interface, key: FlowKey, outer: Packet) -> list[Skb]:
+    """Route the outer packet and send it as the host's own (iptunnel_xmit, udp_tunnel_xmit_skb); "" as source: to be chosen.
+
+    Without a way the packet is lost silently, as the drivers do (tx_carrier_errors, collisions).
+    """
+    found = ns.routers[outer.version].lookup(key, ignore_linkdown=ns.ignore_linkdown)
+    place = ns.place(Stage.ROUTE, key=outer.dst)
+    if found is None or found.errno or not found.legs:
+        detail = f"no route to the tunnel's far end {outer.dst}"
+        return [skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)]
+    ways = []
+    legs = legs_for(ns, skb, found, src="", dst=outer.dst)
+    for leg in legs:
+        way = skb if len(legs) == 1 else skb.clone()
+        way.probability *= leg.share
+        remember_leg(ns, way, found, leg, src="", dst=outer.dst)
+        if leg.dev == link.name:
+            detail = f"{outer.dst} lies behind the tunnel itself"
+            ways.append(way.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail))
+        else:
+            ways.append(_encapsulated(ns, way, found, leg, outer))
+    return ways
+
+
+def _encapsulated(ns: Namespace, skb: Skb, found: Found, leg: Leg, outer: Packet) -> Skb:
+    """Put the packet into the outer one, which is the host's own from here on."""
+    inner = skb.packet
+    towards = outer.dst if outer.version == 6 else leg.nexthop.via or outer.dst
+    src = outer.src or select_source(ns.state.interfaces, leg.dev, towards)
+    skb.overhead += outer.length - inner.length
+    skb.packet = outer.with_(src=src or outer.dst, encap=inner.with_(mark=0, ct_state=CtState.NONE))
+    skb.originated, skb.local, skb.kept = True, False, False
+    _forget(skb)
+    skb.in_dev = ""
+    skb.found, skb.leg, skb.next_hop = found, leg, leg.nexthop.via or outer.dst
+    skb.local_route = found.type == "local"
+    skb.out_dev = "lo" if skb.local_route else leg.dev
     skb.at = At.IP_LOCAL_OUT
     return skb
 
 
-def _own(ns: Namespace, dev: str, towards: Ip) -> Ip | None:
-    return select_source(ns.state.interfaces, dev, towards)
+def _forget(skb: Skb) -> None:
+    """What belonged to the packet before it was wrapped or unwrapped (skb_scrub_packet)."""
+    skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
+    skb.phys_in = skb.phys_out = skb.bridge = skb.slave = ""
+    skb.vlan = 0
 
 
-def vxlan_rcv(ns: Namespace, skb: Skb) -> Skb:
-    """Take the inner frame out of a packet for one of our tunnel ends and receive it there."""
+def take_out(ns: Namespace, skb: Skb, link: Interface, key: str) -> Skb:
+    """Go on with the inner packet as if it had come in by the tunnel's device; the mark stays (skb_scrub_packet)."""
     outer = skb.packet
-    inner = outer.encap
-    assert inner is not None
-    devices = list(ns.vxlans_on(outer.dport, outer.version)) if outer.protocol == Protocol.UDP else []
-    if outer.protocol != Protocol.UDP:
-        skb.missing = (*skb.missing, f"{ns.id}: {outer.protocol} tunnels")
-        place = ns.place(Stage.TUNNEL, key=str(outer.protocol))
-        return skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, f"{outer.protocol} tunnels are not simulated")
-    if not devices:
-        place = ns.place(Stage.SOCKET, key=f"udp {outer.dst}:{outer.dport}")
-        return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, f"no tunnel listens on udp {outer.dport}")
-    link = next((device for device in devices if device.vxlan and device.vxlan.vni == outer.vni), None)
-    if link is None:
-        place = ns.place(Stage.TUNNEL, dev=devices[0].name, key=f"vni {outer.vni}")
-        return skb.finish(Outcome.DROPPED, Reason.VXLAN_VNI_NOT_FOUND, place, f"no tunnel with VNI {outer.vni}")
-    skb.packet = inner
-    skb.overhead -= _HEADROOM[outer.version]
-    skb.dst_mac = outer.encap_mac
-    skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=str(outer.vni)), "decap", f"from {outer.src}")
-    _received(ns, skb, link)
+    assert outer.encap is not None
+    skb.packet = outer.encap.with_(mark=outer.mark)
+    skb.overhead -= outer.length - outer.encap.length
+    skb.in_dev = link.name
+    skb.dst_mac = outer.encap_mac if outer.encap_mac != _ZERO else ""
+    skb.local = skb.local_route = skb.originated = skb.pre_done = skb.kept = False
+    skb.found = skb.leg = None
+    skb.out_dev = ""
+    _forget(skb)
+    skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=key), "decap", f"from {outer.src}")
+    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV
     return skb
 
 
-def _received(ns: Namespace, skb: Skb, link: Interface) -> None:
-    """Let the inner frame come in on the tunnel device, scrubbed of what the outer one was (skb_scrub_packet)."""
-    skb.packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
-    skb.in_dev = link.name
-    skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
-    skb.local = skb.local_route = skb.originated = skb.pre_done = False
-    skb.found = skb.leg = None
-    skb.kept = False
-    skb.out_dev = skb.phys_in = skb.phys_out = skb.bridge = ""
-    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV
+def udp_tunnel_rcv(ns: Namespace, skb: Skb) -> Skb:
+    """Take the inner frame out of a UDP packet for one of our tunnel ends and receive it there."""
+    outer = skb.packet
+    devices = [*ns.vxlans_on(outer.dport, outer.version), *_geneves(ns, outer)]
+    if not devices:
+        place = ns.place(Stage.SOCKET, key=f"udp {outer.dst}:{outer.dport}")
+        return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, f"no tunnel listens on udp {outer.dport}")
+    link = next((device for device in devices if _identifier(device) == outer.vni and _expects(device, outer)), None)
+    if link is None:
+        place = ns.place(Stage.TUNNEL, dev=devices[0].name, key=f"vni {outer.vni}")
+        return skb.finish(Outcome.DROPPED, Reason.VXLAN_VNI_NOT_FOUND, place, f"no tunnel with VNI {outer.vni}")
+    return take_out(ns, skb, link, str(outer.vni))
+
+
+def _geneves(ns: Namespace, outer: Packet) -> list[Interface]:
+    return [
+        link
+        for link in ns.links.values()
+        if link.kind == "geneve" and link.up and link.tunnel and link.tunnel.port == outer.dport
+    ]
+
+
+def _identifier(link: Interface) -> int:
+    if link.vxlan is not None:
+        return link.vxlan.vni
+    return link.tunnel.vni if link.tunnel is not None else -1
+
+
+def _expects(link: Interface, outer: Packet) -> bool:
+    """geneve_lookup_skb: by network identifier and the far end's address; vxlan asks only for the former."""
+    return link.kind != "geneve" or link.tunnel_remote == outer.src

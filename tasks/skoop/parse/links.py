@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tasks.skoop.model.addr import AddressError, Ip, Mac, parse_ip
-from tasks.skoop.model.state import Address, Bridge, BridgePort, Interface, Vxlan
+from tasks.skoop.model.state import Address, Bridge, BridgePort, Interface, PortVlan, Tunnel, Vxlan
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_rows
 from tasks.skoop.parse.rtnames import scope_name
@@ -22,6 +22,10 @@ TUNNELS = frozenset(
 STACKED = frozenset(("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"))
 ANY = frozenset(("any", "0.0.0.0", "::", ""))
 UNNAMED = re.compile(r"if(\d+)$")
+
+
+class _Encap(Struct):
+    type: str = "none"
 
 
 class _Data(Struct):
@@ -47,6 +51,20 @@ class _Data(Struct):
     nf_call_ip6tables: int = 0
     nf_call_arptables: int = 0
     table: int | str | None = None
+    protocol: str = "802.1Q"
+    mode: str = ""
+    active_slave: str | None = None
+    pmtudisc: bool | None = None
+    ignore_df: bool | int = False
+    proto: str = ""
+    ikey: str | None = None
+    okey: str | None = None
+    icsum: bool = False
+    ocsum: bool = False
+    oseq: bool = False
+    encap_limit: int | None = None
+    fwmark: str | int = 0
+    encap: _Encap | None = None
 
 
 class _Port(Struct):
@@ -62,6 +80,17 @@ class _Port(Struct):
     bcast_flood: bool = True
     mcast_flood: bool = True
     locked: bool = False
+
+
+class _Vlan(Struct):
+    vlan: int
+    vlanEnd: int | None = None
+    flags: list[str] = []
+
+
+class _VlanPort(Struct):
+    ifname: str = ""
+    vlans: list[_Vlan] = []
 
 
 class _Info(Struct):
@@ -129,12 +158,62 @@ def parse_ports(text: str, source: str = "bridge-link.json") -> dict[str, Bridge
     return {row.ifname: _port(row) for row in read_rows(text, _Port, source) if row.ifname}
 
 
+def parse_vlans(text: str, source: str = "bridge-vlan.json") -> dict[str, tuple[PortVlan, ...]]:
+    """Return the VLANs of each bridge and port of `bridge -j [-d] vlan show` by its name. Raises ParseError."""
+    return {
+        row.ifname: tuple(
+            PortVlan(vid=vid, pvid="PVID" in one.flags, untagged="Egress Untagged" in one.flags)
+            for one in row.vlans
+            for vid in range(one.vlan, (one.vlanEnd or one.vlan) + 1)
+        )
+        for row in read_rows(text, _VlanPort, source)
+        if row.ifname
+    }
+
+
 def combine(
-    links: Iterable[Interface], addresses: Mapping[int, tuple[Address, ...]], ports: Mapping[str, BridgePort]
+    links: Iterable[Interface],
+    addresses: Mapping[int, tuple[Address, ...]],
+    ports: Mapping[str, BridgePort],
+    vlans: Mapping[str, tuple[PortVlan, ...]] | None = None,
 ) -> tuple[Interface, ...]:
-    """Return the interfaces with their addresses, and port settings where the links did not have them already."""
+    """Return the interfaces with their addresses, VLANs, and port settings where the links did not have them already."""
     return tuple(
-        replace(link, addresses=addresses.get(link.index, link.addresses), port=link.port or ports.get(link.name))
+        replace(
+            link,
+            addresses=addresses.get(link.index, link.addresses),
+            port=link.port or ports.get(link.name),
+            vlans=link.vlans if vlans is None else in_vlans(link, vlans),
+        )
+        for link in links
+    )
+
+
+def in_vlans(link: Interface, vlans: Mapping[str, tuple[PortVlan, ...]]) -> tuple[PortVlan, ...] | None:
+    """Return the VLANs of a bridge or port, none if the dump does not name it; None for any other device."""
+    return vlans.get(link.name, ()) if link.kind == "bridge" or link.port is not None else None
+
+
+SETTINGS = TUNNELS | STACKED | {"bond", "team"}
+"""Kinds whose settings a live collector takes from `ip -j -d link`, as decoders of netlink differ about them."""
+
+
+def with_settings(links: Iterable[Interface], printed: Iterable[Interface]) -> tuple[Interface, ...]:
+    """Return the interfaces with the settings of their kinds that `parse_links` has read from `ip -j -d link`."""
+    by_index = {link.index: link for link in printed}
+    return tuple(
+        replace(
+            link,
+            mode=found.mode,
+            vlan_protocol=found.vlan_protocol,
+            tunnel=found.tunnel,
+            tunnel_local=found.tunnel_local,
+            tunnel_remote=found.tunnel_remote,
+            active_slave=found.active_slave,
+            slave_active=found.slave_active,
+        )
+        if (found := by_index.get(link.index)) is not None
+        else link
         for link in links
     )
 
@@ -143,10 +222,12 @@ def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
     info = row.linkinfo or _Info()
     data = info.data or _Data()
     kind = "loopback" if row.link_type == "loopback" else info.kind
-    peer_index = row.link_index
-    if peer_index is None and kind == "veth" and row.link:
+    stacked = kind in STACKED
+    other_index = row.link_index
+    if other_index is None and row.link and (kind == "veth" or stacked):
         unnamed = UNNAMED.match(row.link)
-        peer_index = index.get(row.link) or (int(unnamed.group(1)) if unnamed else None)
+        other_index = index.get(row.link) or (int(unnamed.group(1)) if unnamed else None)
+    away = stacked and row.link_netnsid is not None
     return Interface(
         index=row.ifindex,
         name=row.ifname,
@@ -159,9 +240,11 @@ def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
         promisc="PROMISC" in row.flags,
         operstate=row.operstate,
         master=row.master,
-        lower=row.link if kind in STACKED and row.link_netnsid is None else None,
-        peer_index=peer_index,
-        peer_nsid=row.link_netnsid,
+        lower=row.link if stacked and row.link_netnsid is None else None,
+        lower_index=other_index if away else None,
+        lower_nsid=row.link_netnsid if away else None,
+        peer_index=None if stacked else other_index,
+        peer_nsid=None if stacked else row.link_netnsid,
         addresses=_addresses(row.addr_info),
         vxlan=_vxlan(data) if kind == "vxlan" else None,
         bridge=_bridge(data) if kind == "bridge" else None,
@@ -171,7 +254,44 @@ def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
         tunnel_remote=_address(data.remote or data.remote6) if kind in TUNNELS else None,
         vrf_table=int(data.table) if kind == "vrf" and str(data.table).isdigit() and data.table is not None else None,
         group=row.group,
+        mode=data.mode,
+        vlan_protocol=data.protocol if kind == "vlan" else "802.1Q",
+        tunnel=_tunnel(kind, data) if kind in TUNNELS else None,
+        active_slave=data.active_slave,
+        slave_active=info.slave_kind != "bond" or info.slave_data is None or info.slave_data.state != "BACKUP",
     )
+
+
+def _tunnel(kind: str, data: _Data) -> Tunnel:
+    six = kind.startswith("ip6") or kind == "vti6"
+    return Tunnel(
+        ttl=data.ttl if isinstance(data.ttl, int) else 0,
+        pmtudisc=not six if data.pmtudisc is None else data.pmtudisc,
+        ignore_df=bool(data.ignore_df),
+        proto=data.proto,
+        link=data.link,
+        ikey=_key(data.ikey),
+        okey=_key(data.okey),
+        icsum=data.icsum,
+        ocsum=data.ocsum,
+        oseq=data.oseq,
+        encap_limit=data.encap_limit if data.encap_limit is not None else -1,
+        fwmark=int(str(data.fwmark), 0),
+        external=data.external,
+        encap=data.encap.type if data.encap else "none",
+        vni=data.id if kind == "geneve" else 0,
+        port=data.port if kind == "geneve" else 0,
+        df=data.df,
+    )
+
+
+def _key(text: str | None) -> int | None:
+    """Return a GRE key, which `ip` prints like an address or as a number."""
+    if not text:
+        return None
+    if text.count(".") == 3:
+        return int.from_bytes(bytes(int(part) for part in text.split(".")), "big")
+    return int(text, 0)
 
 
 def _vxlan(data: _Data) -> Vxlan:

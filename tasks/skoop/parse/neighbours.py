@@ -32,6 +32,7 @@ class _Fdb(Struct):
     flags: list[str] = []
     master: str | None = None
     state: str = ""
+    nhid: int = 0
 
 
 def parse_neighbours(text: str, source: str = "ip-neigh.json") -> tuple[Neighbour, ...]:
@@ -70,6 +71,7 @@ def parse_fdb(text: str, source: str = "bridge-fdb.json") -> tuple[FdbEntry, ...
                 permanent=row.state == "permanent",
                 static=row.state in ("static", "noarp"),
                 sticky="sticky" in row.flags,
+                nhid=row.nhid,
             )
             for row in read_rows(text, _Fdb, source)
             if row.mac

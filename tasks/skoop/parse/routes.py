@@ -52,6 +52,7 @@ class _Route(Struct):
     nexthops: list[_Hop] = []
     expires: int = 0
     pref: str | None = None
+    nhid: int = 0
 
 
 class _Rule(Struct):
@@ -174,6 +175,7 @@ def _route(row: _Route, version: int, site: Mapping[str, int], source: str) -> R
         metric=row.metric,
         tos=_number(row.tos),
         mtu=_mtu(row),
+        nhid=row.nhid,
     )
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from tasks.skoop.model.addr import Ip, Mac
-from tasks.skoop.model.state import Address, Bridge, BridgePort, Interface, Vxlan
+from tasks.skoop.model.state import Address, Bridge, BridgePort, Interface, PortVlan, Tunnel, Vxlan
 from tasks.skoop.parse.errors import ParseError
-from tasks.skoop.parse.links import combine, parse_addresses, parse_links, parse_ports
+from tasks.skoop.parse.links import combine, parse_addresses, parse_links, parse_ports, parse_vlans
 
 
 def row(rest: str, name: str = "x0", flags: str = '"BROADCAST","MULTICAST","UP","LOWER_UP"') -> str:
@@ -73,23 +73,53 @@ KINDS = [
     ),
     pytest.param(
         ',"link":"eth0","linkinfo":{"info_kind":"macvlan","info_data":{"mode":"bridge"}}',
-        same(kind="macvlan", lower="eth0"),
+        same(kind="macvlan", lower="eth0", mode="bridge"),
         id="macvlan",
     ),
     pytest.param(
         ',"link_index":2,"link_netnsid":0,"linkinfo":{"info_kind":"macvlan","info_data":{"mode":"bridge"}}',
-        same(kind="macvlan", peer_index=2, peer_nsid=0),
+        same(kind="macvlan", mode="bridge", lower_index=2, lower_nsid=0),
         id="macvlan on a device of another namespace",
     ),
     pytest.param(
         ',"linkinfo":{"info_kind":"sit","info_data":{"proto":"ip6ip","remote":"any","local":"10.0.0.1","ttl":64}}',
-        same(kind="sit", tunnel_local=Ip("10.0.0.1")),
+        same(kind="sit", tunnel_local=Ip("10.0.0.1"), tunnel=Tunnel(ttl=64, proto="ip6ip")),
         id="sit with any remote",
     ),
     pytest.param(
         ',"linkinfo":{"info_kind":"ipip","info_data":{"remote":"10.0.0.2","local":"10.0.0.1"}}',
-        same(kind="ipip", tunnel_local=Ip("10.0.0.1"), tunnel_remote=Ip("10.0.0.2")),
+        same(kind="ipip", tunnel_local=Ip("10.0.0.1"), tunnel_remote=Ip("10.0.0.2"), tunnel=Tunnel()),
         id="ipip",
+    ),
+    pytest.param(
+        ',"linkinfo":{"info_kind":"gre","info_data":{"remote":"any","local":"any","ttl":0,"pmtudisc":false,"ikey":"0.0.0.7",'
+        '"okey":"0.0.1.0"}}',
+        same(kind="gre", tunnel=Tunnel(pmtudisc=False, ikey=7, okey=256)),
+        id="gre with keys",
+    ),
+    pytest.param(
+        ',"linkinfo":{"info_kind":"ip6tnl","info_data":{"proto":"any","remote":"2001:db8::1","ttl":64,"encap_limit":4}}',
+        same(
+            kind="ip6tnl",
+            tunnel_remote=Ip("2001:db8::1"),
+            tunnel=Tunnel(ttl=64, pmtudisc=False, proto="any", encap_limit=4),
+        ),
+        id="ip6tnl with a limit of encapsulation",
+    ),
+    pytest.param(
+        ',"linkinfo":{"info_kind":"geneve","info_data":{"id":5,"remote":"10.0.0.2","ttl":0,"df":"inherit","port":6081}}',
+        same(kind="geneve", tunnel_remote=Ip("10.0.0.2"), tunnel=Tunnel(vni=5, port=6081, df="inherit")),
+        id="geneve",
+    ),
+    pytest.param(
+        ',"linkinfo":{"info_kind":"bond","info_data":{"mode":"active-backup","active_slave":"eth1"}}',
+        same(kind="bond", mode="active-backup", active_slave="eth1"),
+        id="bond",
+    ),
+    pytest.param(
+        ',"master":"bond0","linkinfo":{"info_slave_kind":"bond","info_slave_data":{"state":"BACKUP"}}',
+        same(master="bond0", slave_active=False),
+        id="backup slave of a bond",
     ),
     pytest.param(',"linkinfo":{"info_kind":"vrf","info_data":{"table":10}}', same(kind="vrf", vrf_table=10), id="vrf"),
 ]
@@ -169,3 +199,21 @@ def test_refuses(text: str, place: tuple[int, int], problem: str) -> None:
 
 def test_nothing_printed_is_no_links() -> None:
     assert parse_links("\n") == ()
+
+
+def test_vlans_of_bridge_ports_one_by_one_or_as_ranges() -> None:
+    text = (
+        '[{"ifname":"v2","vlans":[{"vlan":1,"flags":["PVID","Egress Untagged"]},{"vlan":10,"vlanEnd":12}]},'
+        '{"ifname":"br0","vlans":[{"vlan":10}]}]'
+    )
+    assert parse_vlans(text) == {
+        "v2": (PortVlan(vid=1, pvid=True, untagged=True), PortVlan(vid=10), PortVlan(vid=11), PortVlan(vid=12)),
+        "br0": (PortVlan(vid=10),),
+    }
+
+
+def test_a_port_that_the_dump_of_vlans_leaves_out_is_in_none() -> None:
+    port = same(port=BridgePort())
+    plain = same(name="eth9", index=8)
+    assert [link.vlans for link in combine((port, plain), {}, {}, {})] == [(), None]
+    assert [link.vlans for link in combine((port, plain), {}, {})] == [None, None]
