@@ -33,6 +33,12 @@ class Nobody:
     def reaches(self, *_: object) -> bool:
         return False
 
+    def vteps(self, *_: object) -> tuple[Ip, ...]:
+        return ()
+
+    def l3s_above(self, *_: object) -> None:
+        return None
+
 
 def host(*tables: NftTable, **more: Field) -> Namespace:
     state: NetNS = netns(*tables, neighbours=NEAR, sysctls=FORWARDING, **more)
