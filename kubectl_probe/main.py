@@ -4,16 +4,21 @@ An error of the request or of the world is told in words with what to do next; a
 when asked for (`--debug`, or KUBEPROBE_DEBUG in the environment).
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from kubectl_probe.exits import ExitStatus
 from kubectl_probe.output import Format, asked_for, note, say
 from kubectl_probe.versions import answer
 
 PROGRAM = "kubectl-probe"
+_INTERRUPTED = "interrupted; nothing was left behind half-done"
+_PATIENCE_S = 8.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,16 +34,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(words: list[str]) -> int:
     output = asked_for(words)
     try:
-        status = _run(words)
+        with _ending_soon_when_interrupted(output):
+            status = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _tell(output, "Interrupted", "interrupted; nothing was left behind half-done", ExitStatus.INTERRUPTED)
+        _tell(output, "Interrupted", _INTERRUPTED, ExitStatus.INTERRUPTED)
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:
         return ExitStatus.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 (the boundary: every failure ends as a message and a status)
         return _told_failure(output, error, words)
     return status
+
+
+@contextlib.contextmanager
+def _ending_soon_when_interrupted(output: Format) -> Iterator[None]:
+    """See to it that Ctrl-C ends the program within a few seconds, even where a thread that was stopped holds a lock."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # a guest in another program, or somebody ignores the signal
+        return
+
+    def give_up() -> None:
+        _tell(output, "Interrupted", _INTERRUPTED, ExitStatus.INTERRUPTED)
+        os._exit(ExitStatus.INTERRUPTED)
+
+    def interrupted(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        patience = threading.Timer(_PATIENCE_S, give_up)
+        patience.daemon = True
+        patience.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(words: list[str]) -> int:

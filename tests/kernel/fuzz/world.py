@@ -272,7 +272,7 @@ class World:
             now = replace(now, interfaces=tuple(links))
         names = {link.index: link.name for link in now.interfaces}
         if parts & {LINKS, PORTS, ROUTES}:
-            now = replace(now, routes=collected._routes(netlink, names), rules=collected._rules(netlink))
+            now = replace(now, routes=collected._routes(netlink, names, []), rules=collected._rules(netlink))
         if parts & {LINKS, NEIGHBOURS}:
             with netns.inside():
                 now = replace(now, neighbours=collected._neighbours(netlink, names))

@@ -60,8 +60,14 @@ class NobodyElse:
     def resolve(self, netns: str, dev: str, target: Ip, sender: Ip | None) -> Answers:
         return Answers()
 
-    def reaches(self, netns: str, dev: str, mac: Mac) -> bool:
+    def reaches(self, netns: str, dev: str, mac: Mac, vlan: int = 0) -> bool:
         return True
+
+    def vteps(self, netns: str, dev: str, mac: Mac) -> tuple[Ip, ...]:
+        return ()
+
+    def l3s_above(self, netns: str, dev: str, ip: Ip) -> None:
+        return None
 
 
 def _link(index: int, name: str, net: int, mac: str) -> Interface:
