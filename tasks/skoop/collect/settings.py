@@ -5,7 +5,7 @@ not read, is left out: to the simulator it is unknown.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from tasks.skoop.parse.sysctl import PER_DEVICE, SINGLE
@@ -14,19 +14,29 @@ ROOT = Path("/proc/sys")
 _VALUE_BYTES = 65536
 
 
-def read_settings(root: Path = ROOT) -> dict[str, str]:
-    """Return path below /proc/sys → value, sorted. Raises OSError if there are no settings at all."""
+def read_settings(root: Path = ROOT, *, named: Collection[str] = ()) -> dict[str, str]:
+    """Return path below /proc/sys → value, sorted; of certain settings alone if they are `named` (`rp_filter`).
+
+    Raises OSError if there are no settings at all.
+    """
     (root / "net").stat()
-    return dict(_read(root, sorted((*_single(), *_per_device(root)))))
+    return dict(_read(root, sorted((*_single(named), *_per_device(root, named)))))
 
 
-def _single() -> Iterator[str]:
+def _wanted(names: Iterable[str], named: Collection[str]) -> list[str]:
+    return [name for name in names if not named or name in named]
+
+
+def _single(named: Collection[str]) -> Iterator[str]:
     for folder, names in SINGLE.items():
-        yield from (f"{folder}/{name}" for name in names)
+        yield from (f"{folder}/{name}" for name in _wanted(names, named))
 
 
-def _per_device(root: Path) -> Iterator[str]:
-    for folder, names in PER_DEVICE.items():
+def _per_device(root: Path, named: Collection[str]) -> Iterator[str]:
+    for folder, known in PER_DEVICE.items():
+        names = _wanted(known, named)
+        if not names:
+            continue
         try:
             devices = os.listdir(root / folder)  # noqa: PTH208 -- names are all that is wanted
         except OSError:

@@ -312,7 +312,7 @@ def _selectors_match(rule: PolicyRule, key: FlowKey) -> bool:
         return False
     if rule.uids and (key.uid is None or not rule.uids[0] <= key.uid <= rule.uids[1]):
         return False
-    if rule.src and rule.src not in ("0.0.0.0/0", "::/0") and (key.src is None or not contains(rule.src, key.src)):
+    if rule.src and not _from_matches(rule.src, key):
         return False
     if rule.dst and not contains(rule.dst, key.dst):
         return False
@@ -323,6 +323,15 @@ def _selectors_match(rule: PolicyRule, key: FlowKey) -> bool:
     if rule.dports and not rule.dports[0] <= key.dport <= rule.dports[1]:
         return False
     return not rule.tos
+
+
+def _from_matches(src: Net, key: FlowKey) -> bool:
+    """Compare the source: one not chosen yet is 0.0.0.0 to IPv4 (fib4_rule_match), and none to IPv6 (fib6_rule_match)."""
+    if src.endswith("/0"):
+        return True
+    if key.src is None:
+        return ":" not in key.dst and contains(src, Ip("0.0.0.0"))
+    return contains(src, key.src)
 
 
 def usable_addresses(link: Interface, family: int) -> Iterable[Address]:

@@ -173,7 +173,8 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
-        local_uid=0 if skb.local or skb.originated else None,  # the kernel's own sockets are root's
+        has_socket=skb.socket,
+        local_uid=0 if skb.socket else None,
         mac=skb.src_mac,
     )
 

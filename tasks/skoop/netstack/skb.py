@@ -147,6 +147,7 @@ class Skb:
         "probability",
         "redraw",
         "slave",
+        "socket",
         "src_mac",
         "stolen",
         "trail",
@@ -176,6 +177,7 @@ class Skb:
         self.local = False  # made by a socket of this namespace
         self.hook_out = ""  # the device as the hook was entered (nf_hook_state): rerouting does not change what -o sees
         self.kept = False  # came back within this host (lo, a tunnel to itself): the route found is kept (skb_dst)
+        self.socket = False  # a socket of a process here sent it, also once it is wrapped (skb->sk with a file)
         self.originated = False  # made by this namespace's kernel on its own (tunnel, ICMP error)
         self.local_route = False  # its destination was found to be local before it was sent over lo
         self.pre_done = False  # br_netfilter has already called PREROUTING (ip_sabotage_in)

@@ -143,7 +143,7 @@ def send(
     socket at the other end is already there.
     """
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
-    skb.local = True
+    skb.local = skb.socket = True
     skb.answer = answer
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)

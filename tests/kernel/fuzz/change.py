@@ -4,6 +4,7 @@ A change may fail (a route to a device that is down): the state is collected aft
 the simulator always look at the same world.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lab.prober import Ask
@@ -110,14 +111,16 @@ class Rules:
             at = edit.at % len(rules)
             rules[at] = _negated(rules[at], edit.to)
 
-    def render(self) -> str:
-        """Return input of iptables-restore."""
-        lines = []
+    def render(self, tables: Collection[str]) -> str:
+        """Return input of iptables-restore for some of the tables."""
+        lines: list[str] = []
         for table, chains in self.chains.items():
+            if table not in tables:
+                continue
             lines += [f"*{table}", *(f":{name} {self.policies[table, name]} [0:0]" for name in chains)]
             lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
             lines.append("COMMIT")
-        return "\n".join((*lines, ""))
+        return "\n".join((*lines, "")) if lines else ""
 
 
 _NEGATABLE = ("-s", "-d", "-i", "-o", "--dport", "--ctstate", "--mark", "--dst-type", "--match-set")

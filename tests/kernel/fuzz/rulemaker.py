@@ -193,7 +193,7 @@ class RuleMaker:
         if table == "mangle":
             found += [
                 "-j TTL --ttl-dec 1",
-                "-j TTL --ttl-set 40",
+                *(("-j TTL --ttl-set 40",) if base == "OUTPUT" else ()),  # elsewhere a loop would never end
                 "-j TOS --set-tos 0x10/0x3f",
                 "-j DSCP --set-dscp 0x2e",
             ]

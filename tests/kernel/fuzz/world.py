@@ -5,14 +5,17 @@ collected when the lab was built. After each scenario the namespaces touched mus
 built anew.
 """
 
+import re
+import subprocess
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace as changed
+from itertools import groupby, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
 from msgspec.structs import replace
-from pyroute2 import IPRoute
 
 from lab import rtnl
 from lab.build import quick_neighbours, wait_ready
@@ -22,30 +25,16 @@ from lab.netns import Netns, write_sysctl
 from lab.plan import Backend, Kind, Listener
 from lab.prober import Ask, Attempt, attempt_all
 from lab.snapshot import RTM_GETADDR, RTM_GETNEIGH, RTM_GETROUTE, Snapshot
-from tasks.skoop.collect import namespace as collected
-from tasks.skoop.collect.packetfilter import read_ipsets, read_packet_filter
 from tasks.skoop.collect.settings import read_settings
 from tasks.skoop.collect.topology import collect_topology
 from tasks.skoop.diagnostor import Diagnostor
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.netstack.namespace import Namespace
-from tests.kernel.fuzz.change import (
-    LINKS,
-    NEIGHBOURS,
-    PORTS,
-    ROUTES,
-    ROUTING,
-    SETS,
-    SOCKETS,
-    SYSCTLS,
-    TABLES,
-    Change,
-    Edit,
-    Rules,
-)
+from tests.kernel.fuzz.change import LINKS, ROUTING, SETS, Change, Edit, Rules
+from tests.kernel.fuzz.reading import RTM_GETRULE, read_again
 
-RTM_GETRULE = 34
+FLUSH_S = 5.0
 BUILT_IN = {
     "raw": ("PREROUTING", "OUTPUT"),
     "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -72,7 +61,7 @@ class World:
             for name, netns in self.lab.spaces.items()
             if name.startswith("node/")
         }
-        self._netlink: dict[str, IPRoute] = {}
+        self.cut = False
         self._prints = {name: _fingerprint(netns) for name, netns in self.lab.spaces.items()}
         self._snapshots = {name: Snapshot(netns) for name, netns in self.lab.spaces.items()}
 
@@ -91,8 +80,6 @@ class World:
 
     def close(self) -> None:
         """Take the lab down."""
-        for netlink in self._netlink.values():
-            netlink.close()
         self.lab.down()
 
     # --- change ------------------------------------------------------------------------------------------------------
@@ -100,27 +87,24 @@ class World:
     def apply(self, changes: Sequence[Change | Edit]) -> Diagnostor:
         """Make the changes and return a diagnostor that has collected what they made of the lab."""
         self.refused = []
-        for change in changes:
-            if isinstance(change, Change):
-                self._run(change.netns, change.do)
-        for netns, backend in _edited(changes):
+        self._do((change.netns, change.do) for change in changes if isinstance(change, Change))
+        for (netns, backend), tables in _edited(changes).items():
             rules = Rules(self.rules.get(netns, {}).get(backend, ""))
             for edit in changes:
                 if isinstance(edit, Edit) and (edit.netns, edit.backend) == (netns, backend):
                     rules.apply(edit)
-            self._restore(netns, backend, rules.render())
+            self._restore(netns, backend, rules.render(tables))
         if any(LINKS in touched for touched in self._touched(changes).values()):
             time.sleep(0.02)  # the kernel tells bridges and peers about a link in the background (linkwatch)
-        self.lab.forget()
+        self._forget()
         return self._collect(changes)
 
     def undo(self, changes: Sequence[Change | Edit]) -> bool:
         """Put everything back; say whether the lab is as it was."""
-        for change in reversed(changes):
-            if isinstance(change, Change):
-                self._run(change.netns, change.undo)
-        for netns, backend in _edited(changes):
-            self._empty(netns, backend, changes)
+        self._do((change.netns, change.undo) for change in reversed(changes) if isinstance(change, Change))
+        for (netns, backend), tables in _edited(changes).items():
+            self._empty(netns, backend, tables)
+        written = _written(changes)
         whole = True
         for name, touched in self._touched(changes).items():
             netns = self.lab.spaces[name]
@@ -129,32 +113,71 @@ class World:
             if touched & ROUTING:
                 self._snapshots[name].put_back()
                 wait_ready({name: netns})
-            if touched & {LINKS, SYSCTLS}:
-                whole = self._settings_back(name) and whole
+            if name in written:
+                whole = self._settings_back(name, written[name]) and whole
             if LINKS in touched:
                 quick_neighbours(netns)
             if touched & ROUTING and _fingerprint(netns) != self._prints[name]:
                 whole = False
         return whole
 
-    def _run(self, name: str, lines: Sequence[str]) -> None:
+    def _forget(self) -> None:
+        """Forget what earlier tries left. A packet that circulates keeps making connections: then every link goes down."""
+        alarm = threading.Timer(FLUSH_S, self._cut)
+        alarm.start()
+        try:
+            self.lab.forget()
+        finally:
+            alarm.cancel()
+        if self.cut:
+            raise LabFailed("forgetting connections", f"did not end in {FLUSH_S} s: a packet circulates for ever")
+
+    def _cut(self) -> None:
+        """Take every device down, so that a flush of connections that new ones keep busy comes to its end."""
+        self.cut = True
+        for netns in self.lab.spaces.values():
+            with netns.inside():
+                for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
+                    name = line.split(":")[0].strip()
+                    subprocess.run(["ip", "link", "set", name, "down"], check=False, capture_output=True)
+
+    def _do(self, groups: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Do the lines of each namespace in order; neighbouring lines for `ip` by one process."""
+        lines = [(name, line) for name, group in groups for line in group]
+        for (name, verb), run in groupby(lines, key=lambda one: (one[0], one[1].partition(" ")[0])):
+            rests = [line.partition(" ")[2] for _, line in run]
+            if verb in ("ip", "bridge"):
+                self._batch(name, verb, rests)
+                continue
+            for rest in rests:
+                self._one(name, verb, rest)
+
+    def _batch(self, name: str, tool: str, lines: Sequence[str]) -> None:
+        try:
+            self.lab.spaces[name].run([tool, "-force", "-batch", "-"], "\n".join((*lines, "")))
+        except LabFailed as error:
+            refused = [int(number) - 1 for number in re.findall(r"Command failed -:(\d+)", str(error))]
+            said = [line for line in str(error).splitlines() if not line.startswith("Command failed")]
+            for index, reason in zip_longest(refused, said, fillvalue=""):
+                shown = lines[index] if isinstance(index, int) and index < len(lines) else ""
+                self.refused.append(f"{name}: {tool} {shown}: {reason}")
+
+    def _one(self, name: str, verb: str, rest: str) -> None:
         netns = self.lab.spaces[name]
-        for line in lines:
-            verb, _, rest = line.partition(" ")
-            try:
-                if verb == "sysctl":
-                    key, _, value = rest.partition("=")
-                    netns.sysctl(key.removeprefix("net/"), value)
-                elif verb in ("close", "listen"):
-                    self._socket(netns, verb, rest.split())
-                elif verb == "ipset":
-                    netns.run(["ipset", "restore"], rest.replace(" | ", "\n") + "\n")
-                elif verb == "nft":
-                    netns.run(["nft", "-f", "-"], rest + "\n")
-                else:
-                    netns.run(line.split())
-            except (LabFailed, OSError) as error:
-                self.refused.append(f"{name}: {line}: {error}")
+        try:
+            if verb == "sysctl":
+                key, _, value = rest.partition("=")
+                netns.sysctl(key.removeprefix("net/"), value)
+            elif verb in ("close", "listen"):
+                self._socket(netns, verb, rest.split())
+            elif verb == "ipset":
+                netns.run(["ipset", "restore"], rest.replace(" | ", "\n") + "\n")
+            elif verb == "nft":
+                netns.run(["nft", "-f", "-"], rest + "\n")
+            else:
+                netns.run([verb, *rest.split()])
+        except (LabFailed, OSError) as error:
+            self.refused.append(f"{name}: {verb} {rest}: {error}")
 
     def _socket(self, netns: Netns, verb: str, words: list[str]) -> None:
         protocol, port, *address = words
@@ -165,42 +188,40 @@ class World:
             self.lab.servers.listen(netns, listener, self.lab.plan.families)
 
     def _restore(self, netns: str, backend: str, text: str) -> None:
+        program = f"ip6tables-{backend.rstrip('6')}" if backend.endswith("6") else f"iptables-{backend}"
         try:
-            self.lab.spaces[netns].run([f"iptables-{backend}-restore"], text, lock=self.lab.lock)
+            self.lab.spaces[netns].run([f"{program}-restore"], text, lock=self.lab.lock)
         except LabFailed as error:
             lines = text.splitlines()
             at = [int(word.rstrip(":.")) for word in str(error).split() if word.rstrip(":.").isdigit()]
             shown = lines[at[0] - 1] if at and 0 < at[0] <= len(lines) else ""
             self.refused.append(f"{netns}: restore: {error}: {shown}")
 
-    def _empty(self, netns: str, backend: str, changes: Sequence[Change | Edit]) -> None:
-        """Put the rules of one back end back to what they were: those of the lab, else none."""
+    def _empty(self, netns: str, backend: str, tables: Collection[str]) -> None:
+        """Put the edited tables of one back end back to what they were: those of the lab, else none."""
         base = Rules(self.rules.get(netns, {}).get(backend, ""))
-        used = {
-            edit.table for edit in changes if isinstance(edit, Edit) and (edit.netns, edit.backend) == (netns, backend)
-        }
-        added = [table for table in BUILT_IN if table in used and table not in base.chains]
-        if backend == "nft":
+        added = [table for table in BUILT_IN if table in tables and table not in base.chains]
+        if backend.startswith("nft"):
+            family = "ip6" if backend.endswith("6") else "ip"
             for table in added:
-                self._run(netns, (f"nft delete table ip {table}",))
+                self._one(netns, "nft", f"delete table {family} {table}")
             added = []
         for table in added:
             base.chains[table] = {chain: [] for chain in BUILT_IN[table]}
             base.policies |= {(table, chain): "ACCEPT" for chain in BUILT_IN[table]}
-        if base.chains:
-            self._restore(netns, backend, base.render())
+        if text := base.render(tables):
+            self._restore(netns, backend, text)
 
-    def _settings_back(self, name: str) -> bool:
+    def _settings_back(self, name: str, named: Collection[str]) -> bool:
         before = self.base.netns[NetnsId(name)].sysctls
         netns = self.lab.spaces[name]
         for _ in range(3):
             with netns.inside():
-                now = read_settings()
-                wrong = sorted((key for key, value in before.items() if now.get(key, value) != value), key=_wide_first)
+                now = read_settings(named=named)
+                wrong = sorted((key for key, value in now.items() if before.get(key, value) != value), key=_wide_first)
                 for key in wrong:
-                    if "nf_conntrack" not in key:
-                        write_sysctl(key.removeprefix("net/"), before[key])
-            if not [key for key in wrong if "nf_conntrack" not in key]:
+                    write_sysctl(key.removeprefix("net/"), before[key])
+            if not wrong:
                 return True
         return False
 
@@ -210,7 +231,7 @@ class World:
         """Return namespace → sections that changed; a link's other end feels it too."""
         found: dict[str, set[str]] = {}
         for change in changes:
-            parts = {TABLES} if isinstance(change, Edit) else set(change.touches)
+            parts = set() if isinstance(change, Edit) else set(change.touches)
             found.setdefault(change.netns, set()).update(parts)
             if LINKS in parts:
                 for link in self.base.netns[NetnsId(change.netns)].interfaces:
@@ -222,9 +243,15 @@ class World:
 
     def _collect(self, changes: Sequence[Change | Edit]) -> Diagnostor:
         netns = dict(self.base.netns)
+        edited, written = _edited(changes), _written(changes)
         for name, parts in self._touched(changes).items():
             key = NetnsId(name)
-            netns[key] = self._again(netns[key], parts)
+            tables = [
+                (backend, table) for (place, backend), names in edited.items() if place == name for table in names
+            ]
+            netns[key] = read_again(
+                self.lab.spaces[name], netns[key], parts, settings=written.get(name, ()), tables=tables
+            )
         diagnostor = Diagnostor(SimpleNamespace(state=replace(self.base, netns=netns)))
         self._share(diagnostor, {name for name in netns if netns[name] is self.base.netns[name]})
         return diagnostor
@@ -237,47 +264,6 @@ class World:
                 self.compiled[name] = Namespace(self.base.netns[name], cabling)
             self.compiled[name].wire = cabling
             cabling._namespaces[name] = self.compiled[name]
-
-    def _again(self, before: NetNS, parts: set[str]) -> NetNS:
-        netns = self.lab.spaces[before.id]
-        now = before
-        if parts & ROUTING:
-            now = self._links_again(netns, now, parts)
-        with netns.inside():
-            if parts & {LINKS, SYSCTLS}:
-                now = replace(now, sysctls=read_settings())
-            if TABLES in parts:
-                said: list[str] = []
-                tables, nft = read_packet_filter(said.append, said.append)
-                if said:
-                    raise LabFailed("collecting rules", "; ".join(said))
-                now = replace(now, tables=tables, nft=nft)
-            if SETS in parts:
-                now = replace(now, ipsets=read_ipsets())
-            if SOCKETS in parts:
-                names = {link.index: link.name for link in now.interfaces}
-                now = replace(now, sockets=collected._sockets(names, ()))
-        return now
-
-    def _links_again(self, netns: Netns, before: NetNS, parts: set[str]) -> NetNS:
-        """Read links, addresses, routes, rules, neighbours and forwarding entries again."""
-        if netns.name not in self._netlink:
-            with netns.inside():
-                self._netlink[netns.name] = IPRoute()
-        netlink = self._netlink[netns.name]
-        now = before
-        if parts & {LINKS, PORTS}:
-            peers = {link.name: link.peer for link in before.interfaces}
-            links = (replace(link, peer=peers.get(link.name)) for link in collected._interfaces(netlink))
-            now = replace(now, interfaces=tuple(links))
-        names = {link.index: link.name for link in now.interfaces}
-        if parts & {LINKS, PORTS, ROUTES}:
-            now = replace(now, routes=collected._routes(netlink, names, []), rules=collected._rules(netlink))
-        if parts & {LINKS, NEIGHBOURS}:
-            with netns.inside():
-                now = replace(now, neighbours=collected._neighbours(netlink, names))
-            now = replace(now, fdb=collected.rtroutes.read_fdb(collected._dump(netlink.fdb, "dump"), names))
-        return now
 
     # --- try ---------------------------------------------------------------------------------------------------------
 
@@ -296,8 +282,28 @@ def _settled(netns: NetNS) -> NetNS:
     return replace(netns, conntrack=(), route_exceptions=())
 
 
-def _edited(changes: Iterable[Change | Edit]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((one.netns, one.backend) for one in changes if isinstance(one, Edit)))
+def _edited(changes: Iterable[Change | Edit]) -> dict[tuple[str, str], set[str]]:
+    """Return (namespace, back end) → tables of iptables that are edited."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for one in changes:
+        if isinstance(one, Edit):
+            found.setdefault((one.netns, one.backend), set()).add(one.table)
+    return found
+
+
+_COUPLED = frozenset(("ip_forward", "forwarding"))
+"""Writing one of them writes the others (devinet_sysctl_forward, net/ipv4/devinet.c)."""
+
+
+def _written(changes: Iterable[Change | Edit]) -> dict[str, set[str]]:
+    """Return namespace → names of the settings that are written."""
+    found: dict[str, set[str]] = {}
+    for one in changes:
+        for line in one.do if isinstance(one, Change) else ():
+            if line.startswith("sysctl "):
+                name = line.partition("=")[0].rpartition("/")[2]
+                found.setdefault(one.netns, set()).update(_COUPLED if name in _COUPLED else (name,))
+    return found
 
 
 def _fingerprint(netns: Netns) -> frozenset[bytes]:

@@ -41,7 +41,7 @@ def _sender(gid: bool) -> Getter:
 
     def get(view: PacketView) -> Outcome:
         context = view.context
-        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.in_dev:
+        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.in_dev or not context.has_socket:
             return None
         found = context.local_gid if gid else context.local_uid
         return answer if found is None else found

@@ -99,6 +99,8 @@ class HookContext(Struct, frozen=True, kw_only=True):
     phys_in: str = ""
     phys_out: str = ""
     connection: ConnectionView = ConnectionView()
+    has_socket: bool = True
+    """Whether a process's socket sent it (skb->sk with a file): not what the kernel answers, nor what only passes through."""
     local_uid: int | None = None
     local_gid: int | None = None
     mac: str = ""

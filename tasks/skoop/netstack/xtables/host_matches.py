@@ -84,7 +84,7 @@ def physdev(options: Options, _: int) -> Condition:
 
 
 def owner(options: Options, _: int) -> Condition:
-    """`-m owner`: who sent a packet of this host; for all others, and where the sender is not known, it is open."""
+    """`-m owner`: who sent a packet of this host. What no process sent fits only negated (owner_mt, xt_owner.c)."""
 
     def build(option: Option) -> Condition:
         name, negate, _values = option
@@ -107,7 +107,7 @@ def owner(options: Options, _: int) -> Condition:
 
 
 def _local_id(view: PacketView, number: int | None, key: str, within: Callable[[int], bool], negate: bool) -> Truth:
-    if view.context.hook not in (Hook.OUTPUT, Hook.POSTROUTING):
+    if view.context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or not view.context.has_socket:
         return negate
     if number is None:
         return Chance(missing=("which user sent the packet",), key=f"owner {key}", inverted=negate)
