@@ -187,8 +187,13 @@ class Diagnostor:
         (tcp_conn_request, net/ipv4/tcp_input.c).
         """
         ack = self.segment(course, back, 40, backwards=False, flags=TcpFlags.ACK)
-        if ack is None or ack.end.outcome in (Outcome.DELIVERED, Outcome.UNKNOWN):
+        if ack is None or ack.end.outcome == Outcome.UNKNOWN:
             return [(outcome, course, back)]
+        if ack.end.outcome == Outcome.DELIVERED:
+            if _same_ends(ack, course):
+                return [(outcome, course, back)]
+            detail = f"the client's ACK comes to {ack.last}, which knows no such connection and resets it"
+            return [(replace(outcome, stalls=True, data=ack.walk(), detail=detail), course, back)]
         if ack.end.response is None:
             first = self.segment(course, back, _FIRST_DATA_BYTES, backwards=False)
             if first is not None and first.end.outcome == Outcome.DELIVERED:  # the client's data acknowledges as well
@@ -225,6 +230,14 @@ class Diagnostor:
         known = reply.flow if flow is None else flow
         passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
+
+
+def _same_ends(one: Course, other: Course) -> bool:
+    """Say whether two packets of one client came to the same server as the same connection."""
+    ports = [
+        (course.packet.src, course.packet.sport, course.packet.dst, course.packet.dport) for course in (one, other)
+    ]
+    return one.last == other.last and ports[0] == ports[1]
 
 
 def _mirror(packet: Packet) -> Packet:

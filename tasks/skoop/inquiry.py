@@ -95,11 +95,18 @@ class Inquiry:
         if self.cables.one_way and dev in ns.links:
             self._asker = (netns, dev)
         found = self._ask(netns, dev, vlan)
+        if found.macs and self._is_own(ns, dev):
+            return self._silence()
         if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
             return self._silence()
         if found.macs or found.outside:
             return found
         return self._silence()
+
+    def _is_own(self, ns: Namespace, dev: str) -> bool:
+        """Say whether the asker has the address itself: an advertisement for it is not believed (ndisc_recv_na)."""
+        link = ns.links.get(dev)
+        return ":" in self.target and link is not None and any(one.ip == self.target for one in link.addresses)
 
     def _silence(self) -> Answers:
         return Answers(stopped=self._stopped, missing=tuple(dict.fromkeys(self._missing)))

@@ -239,8 +239,11 @@ def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
 
 
 def _tells_sender(skb: Skb) -> bool:
-    """Say whether a drop in OUTPUT makes send() fail: not once IPVS has taken the packet over."""
-    return skb.local and not skb.ipvs and skb.packet.protocol != Protocol.TCP
+    """Say whether a drop in OUTPUT makes send() fail: not once IPVS has taken the packet over.
+
+    A datagram socket for ICMPv6 does not look at what became of its echo request (ping_v6_sendmsg, net/ipv6/ping.c).
+    """
+    return skb.local and not skb.ipvs and skb.packet.protocol not in (Protocol.TCP, Protocol.ICMPV6)
 
 
 def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb:
@@ -253,6 +256,8 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
         answer = icmp.reset_for(skb.packet)
         refused = True
         direct = bool(skb.phys_in) and ns.bridge_calls_iptables(skb.bridge, skb.packet.version)
+        if direct and not _leads_back(ns, skb):
+            answer = None
     else:
         default = icmp.PORT_UNREACH
         answer = icmp.error_about(
@@ -282,6 +287,12 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
             macs=(skb.frame_dst, skb.src_mac) if direct else None,
         ),
     )
+
+
+def _leads_back(ns: Namespace, skb: Skb) -> bool:
+    """nf_send_reset: even a reset that goes straight out of the bridge's port must find a route (ip_route_me_harder)."""
+    found = ns.routers[skb.packet.version].lookup(FlowKey(dst=skb.packet.src), ignore_linkdown=ns.ignore_linkdown)
+    return found is not None and not found.errno
 
 
 # --- conntrack -------------------------------------------------------------------------------------------------------
@@ -406,10 +417,11 @@ def _orders(
         return [(skb, group)]
     wishes = {}
     for table in group:
-        wish = [result.nat for result in table.evaluate(_context(ns, skb, hook))]
-        if any(wish):
+        wish = [_effect(skb, result) for result in table.evaluate(_context(ns, skb, hook))]
+        if any(any(effect) for effect in wish):
             wishes[table] = wish
-    if len(wishes) < 2 or all(wish == next(iter(wishes.values())) for wish in wishes.values()):
+    translates = any(effect[0] is not None for wish in wishes.values() for effect in wish)
+    if not translates or all(wish == next(iter(wishes.values())) for wish in wishes.values()):
         return [(skb, group)]
     found = []
     for first in wishes:
@@ -419,6 +431,13 @@ def _orders(
         way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table=first.name), "assume", what)
         found.append((way, (first, *(table for table in group if table is not first))))
     return found
+
+
+def _effect(skb: Skb, result: TableResult) -> tuple[object, ...]:
+    """Return what a table would do: none of it is done once another table has translated."""
+    marked = None if result.packet == skb.packet else result.packet
+    refused = None if result.verdict == Verdict.ACCEPT else result.verdict
+    return (result.nat, marked, result.connmark, refused)
 
 
 def _ask(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:

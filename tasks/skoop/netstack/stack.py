@@ -128,7 +128,7 @@ def _settled(skb: Skb) -> Skb:
     if end is None:
         return skb
     unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error  # still inside the sender's own system call
-    if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
+    if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol not in (Protocol.TCP, Protocol.ICMPV6):
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
     return skb

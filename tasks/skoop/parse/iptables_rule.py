@@ -16,7 +16,7 @@ How the parts are normalised:
 """
 
 import re
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from tasks.skoop.model.addr import AddressError, parse_net
 from tasks.skoop.model.xtables import Match, Rule, Target
@@ -242,6 +242,8 @@ def _address(text: str) -> str:
             if inverse & (inverse + 1):
                 return f"{IPv4Address(address)}/{mask}"
             return parse_net(f"{address}/{bits.bit_count()}")
+        if slash and ":" in mask:  # ip6tables writes a length wherever the mask is one
+            return f"{IPv6Address(address)}/{IPv6Address(mask)}"
         return parse_net(text)
     except (AddressError, AddressValueError):
         raise SpecError(0, f"{text!r} is not an address") from None

@@ -5,10 +5,11 @@ Each kind is one function from a place to a Change; all choices come from the ge
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from ipaddress import ip_network
 from random import Random
 
-from lab.build import vtep_address
-from lab.plan import ClusterPlan, Kind, Machine, NodePlan, PodPlan, by_family
+from lab.build import VTEP_NAME, vtep_address
+from lab.plan import POD_NETS, SERVICE_NETS, UNDERLAY_NETS, ClusterPlan, Kind, Machine, NodePlan, PodPlan
 from tests.kernel.fuzz.change import LINKS, NEIGHBOURS, PORTS, ROUTES, SETS, SOCKETS, SYSCTLS, TABLES, Change
 
 NATIVE_NFT = find_spec("tasks.skoop.netstack.nftables") is not None
@@ -26,6 +27,21 @@ _PER_DEVICE = (
     ("src_valid_mark", (0, 1)),
     ("ignore_routes_with_linkdown", (0, 1)),
 )
+_PER_DEVICE6 = (
+    ("forwarding", (0, 0, 1)),
+    ("proxy_ndp", (0, 1)),
+    ("ignore_routes_with_linkdown", (0, 1)),
+    ("accept_ra", (0, 2)),
+    ("hop_limit", (64, 3)),
+    ("use_oif_addrs_only", (0, 1)),
+)
+_PLAIN6 = (
+    ("net/ipv6/conf/all/forwarding", (0, 0, 1)),
+    ("net/ipv6/icmp/echo_ignore_all", (1,)),
+    ("net/ipv6/ip_nonlocal_bind", (0, 1)),
+    ("net/ipv6/fib_multipath_hash_policy", (0, 1)),
+    ("net/ipv6/bindv6only", (0, 1)),
+)
 _PLAIN = (
     ("net/ipv4/ip_forward", (0, 0, 1)),
     ("net/ipv4/icmp_echo_ignore_all", (1,)),
@@ -34,17 +50,21 @@ _PLAIN = (
     ("net/ipv4/fib_multipath_hash_policy", (0, 1)),
 )
 _BRIDGE = (
-    ("net/bridge/bridge-nf-call-iptables", (0, 0, 1)),
+    ("net/bridge/bridge-nf-call-{ip}tables", (0, 0, 1)),
     ("net/bridge/bridge-nf-call-arptables", (0, 1)),
 )
 
 
 class Mutator:
-    """Makes changes of one plan's machines."""
+    """Makes changes of one plan's machines, in one address family: the plan's."""
 
     def __init__(self, random: Random, plan: ClusterPlan) -> None:
         self.random = random
         self.plan = plan
+        (self.family,) = plan.families
+        self.host_length = 32 if self.family == 4 else 128
+        self.tunnel = VTEP_NAME[self.family]
+        self.far = "172.18.0.77" if self.family == 4 else "fd00:172:18::77"
         self.sets: dict[str, list[tuple[str, str]]] = {}
         self.kinds: tuple[tuple[int, Callable[[], Change | None]], ...] = (
             (12, self.setting),
@@ -86,7 +106,7 @@ class Mutator:
         """Return the names of a machine's devices."""
         if not isinstance(machine, NodePlan):
             return ("eth0",)
-        tunnel = ("flannel.1",) if self.plan.kind is Kind.FLANNEL_VXLAN else ()
+        tunnel = (self.tunnel,) if self.plan.kind is Kind.FLANNEL_VXLAN else ()
         return ("eth0", self.plan.bridge, *tunnel, *(pod.veth for pod in self.plan.pods_on(machine.name)))
 
     def device(self, machine: Machine) -> str:
@@ -107,16 +127,16 @@ class Mutator:
         ext = self.plan.hosts[-1]
         return pick(
             (
-                f"{pod.ips[0]}/32",
-                f"{pod.ips[0]}/32",
-                f"{pod.ips[0].rpartition('.')[0]}.0/28",
-                by_family(pick(self.plan.nodes).pod_cidrs, 4),
-                f"{service.cluster_ips((4,))[0]}/32",
-                "10.96.0.0/12",
-                f"{node.ips[0]}/32",
-                f"{ext.ips[0]}/32",
-                "0.0.0.0/1",
-                "172.18.0.0/25",
+                f"{pod.ips[0]}/{self.host_length}",
+                f"{pod.ips[0]}/{self.host_length}",
+                str(ip_network(f"{pod.ips[0]}/{self.host_length - 4}", strict=False)),
+                pick(self.plan.nodes).pod_cidrs[0],
+                f"{service.cluster_ips(self.plan.families)[0]}/{self.host_length}",
+                SERVICE_NETS[self.family],
+                f"{node.ips[0]}/{self.host_length}",
+                f"{ext.ips[0]}/{self.host_length}",
+                "0.0.0.0/1" if self.family == 4 else "8000::/1",
+                "172.18.0.0/25" if self.family == 4 else "fd00:172:18::/121",
             )
         )
 
@@ -138,7 +158,7 @@ class Mutator:
         pods = self.plan.pods_on(machine.name)
         found.append(f"via {self.random.choice(pods).ips[0]} dev {self.plan.bridge}")
         if self.plan.kind is Kind.FLANNEL_VXLAN:
-            found += [f"via {vtep_address(peer, 4)} dev flannel.1 onlink", "dev flannel.1"]
+            found += [f"via {vtep_address(peer, self.family)} dev {self.tunnel} onlink", "dev {self.tunnel}"]
         return found
 
     # --- settings ----------------------------------------------------------------------------------------------------
@@ -148,12 +168,13 @@ class Mutator:
         machine = self.place()
         roll = self.random.random()
         if roll < 0.25:
-            key, values = self.random.choice(_PLAIN)
+            key, values = self.random.choice(_PLAIN if self.family == 4 else _PLAIN6)
         elif roll < 0.45 and isinstance(machine, NodePlan):
             key, values = self.random.choice(_BRIDGE)
+            key = key.format(ip="ip" if self.family == 4 else "ip6")
         else:
-            name, values = self.random.choice(_PER_DEVICE)
-            key = f"net/ipv4/conf/{self.random.choice(('all', self.device(machine), self.device(machine)))}/{name}"
+            name, values = self.random.choice(_PER_DEVICE if self.family == 4 else _PER_DEVICE6)
+            key = f"net/ipv{self.family}/conf/{self.random.choice(('all', self.device(machine), self.device(machine)))}/{name}"
         value = self.random.choice(values)
         kind = f"sysctl: {key.rpartition('/')[2]}"
         return Change(netns=machine.netns, kind=kind, do=(f"sysctl {key}={value}",), touches=frozenset((SYSCTLS,)))
@@ -165,14 +186,14 @@ class Mutator:
         machine, pick = self.place(), self.random.choice
         prefix = self.prefix(machine)
         kind = pick(("unicast", "unicast", "unicast", "unreachable", "blackhole", "prohibit", "throw", "local"))
-        if kind == "local" and prefix.startswith(
-            "0."
+        if kind == "local" and prefix.endswith(
+            "/1"
         ):  # it hangs on whether this kernel ever had a rule here (fib_unmerge)
             kind = "throw"
         way = pick(self._gateways(machine)) if kind == "unicast" else "dev lo" if kind == "local" else ""
         words = f"{kind} {prefix} {way}" if kind != "unicast" else f"{prefix} {way}"
         tail = pick(("", "", "", "metric 5", "metric 500", "table 100", "table 100", "mtu 1300"))
-        own = by_family(getattr(machine, "ips", ()), 4)
+        own = machine.ips[0]
         if kind == "unicast" and self.random.random() < 0.2:
             tail += f" src {pick((own, *getattr(machine, 'gateways', ())))}"
         text = f"{words} {tail}".strip()
@@ -183,15 +204,16 @@ class Mutator:
         machine, pick = self.place(), self.random.choice
         choices = ["default"]
         if isinstance(machine, NodePlan):
-            choices += [by_family(self.peer(machine).pod_cidrs, 4), by_family(machine.pod_cidrs, 4), "172.18.0.0/24"]
+            choices += [self.peer(machine).pod_cidrs[0], machine.pod_cidrs[0], UNDERLAY_NETS[self.family]]
         else:
-            choices += ["10.244.0.0/16"]
+            choices += [POD_NETS[self.family]]
         prefix = pick(choices)
         undo: tuple[str, ...] = ()
-        if isinstance(machine, NodePlan) and prefix == by_family(machine.pod_cidrs, 4):
-            undo = (f"route add {prefix} dev {self.plan.bridge} proto kernel scope link src {machine.gateways[0]}",)
-        elif prefix == "172.18.0.0/24" and isinstance(machine, NodePlan):
-            undo = (f"route add {prefix} dev eth0 proto kernel scope link src {machine.ips[0]}",)
+        like = "scope link src {}" if self.family == 4 else "metric 256"
+        if isinstance(machine, NodePlan) and prefix == machine.pod_cidrs[0]:
+            undo = (f"route add {prefix} dev {self.plan.bridge} proto kernel {like.format(machine.gateways[0])}",)
+        elif prefix == UNDERLAY_NETS[self.family] and isinstance(machine, NodePlan):
+            undo = (f"route add {prefix} dev eth0 proto kernel {like.format(machine.ips[0])}",)
         return self._ip(machine, "route: deleted", (f"route del {prefix}",), undo)
 
     def multipath(self) -> Change | None:
@@ -212,7 +234,7 @@ class Mutator:
             f"fwmark {pick(('0x1', '0x1/0x1', '0x4000/0x4000', '0x2/0x3'))}",
             f"iif {pick((*self.devices(machine), 'lo'))}",
             f"oif {self.device(machine)}",
-            f"ipproto {pick(('tcp', 'udp', 'icmp'))}",
+            f"ipproto {pick(('tcp', 'udp', 'icmp' if self.family == 4 else 'ipv6-icmp'))}",
             f"ipproto tcp dport {pick((80, 8080, '8000-9000', 30080))}",
             "ipproto tcp sport 1024-65000",
             "tos 0x10",
@@ -250,8 +272,8 @@ class Mutator:
         return Change(
             netns=machine.netns,
             kind=kind,
-            do=tuple(f"ip {line}" for line in do),
-            undo=tuple(f"ip {line}" for line in undo),
+            do=tuple(f"ip{self.family} {line}" for line in do),
+            undo=tuple(f"ip{self.family} {line}" for line in undo),
             touches=frozenset((touches,)),
         )
 
@@ -259,10 +281,17 @@ class Mutator:
         """Give a machine one more address: another's, or one that nobody had."""
         machine, pick = self.place(), self.random.choice
         ip = pick(
-            (pick(self.plan.pods).ips[0], pick(self.plan.nodes).ips[0], "172.18.0.77", "10.244.1.77", "10.96.10.1")
+            (
+                pick(self.plan.pods).ips[0],
+                pick(self.plan.nodes).ips[0],
+                self.far,
+                "10.244.1.77" if self.family == 4 else "fd00:10:244:1::77",
+                "10.96.10.1" if self.family == 4 else "fd00:10:96::a01",
+            )
         )
-        text = f"{ip}/32 dev {pick(('lo', self.devices(machine)[0]))}"
-        return self._ip(machine, "address: added", (f"addr add {text}",), (f"addr del {text}",), PORTS)
+        text = f"{ip}/{self.host_length} dev {pick(('lo', self.devices(machine)[0]))}"
+        settled = "" if self.family == 4 else " nodad"
+        return self._ip(machine, "address: added", (f"addr add {text}{settled}",), (f"addr del {text}",), PORTS)
 
     # --- neighbours and forwarding entries ---------------------------------------------------------------------------
 
@@ -294,7 +323,7 @@ class Mutator:
     def proxy_neighbour(self) -> Change:
         """Answer ARP for an address."""
         node, pick = self.node(), self.random.choice
-        ip = pick((pick(self.plan.pods).ips[0], "172.18.0.77", self.peer(node).ips[0]))
+        ip = pick((pick(self.plan.pods).ips[0], self.far, self.peer(node).ips[0]))
         text = f"{ip} dev {pick(('eth0', self.plan.bridge))}"
         return self._ip(
             node, "neighbour: proxy", (f"neigh add proxy {text}",), (f"neigh del proxy {text}",), NEIGHBOURS
@@ -304,26 +333,26 @@ class Mutator:
         """Take away or add a forwarding entry or neighbour of the tunnel, or a bridge's."""
         node, pick = self.node(), self.random.choice
         peer = self.peer(node)
-        mac = peer.vtep_macs[4]
+        mac = peer.vtep_macs[self.family]
         tunnel = self.plan.kind is Kind.FLANNEL_VXLAN
         if tunnel and self.random.random() < 0.7:
             lines = pick(
                 (
                     (
-                        f"bridge fdb del {mac} dev flannel.1 dst {peer.ips[0]} self",
-                        f"bridge fdb append {mac} dev flannel.1 dst {peer.ips[0]} self permanent",
+                        f"bridge fdb del {mac} dev {self.tunnel} dst {peer.ips[0]} self",
+                        f"bridge fdb append {mac} dev {self.tunnel} dst {peer.ips[0]} self permanent",
                     ),
                     (
-                        f"ip neigh del {vtep_address(peer, 4)} dev flannel.1",
-                        f"ip neigh replace {vtep_address(peer, 4)} lladdr {mac} dev flannel.1 nud permanent",
+                        f"ip neigh del {vtep_address(peer, self.family)} dev {self.tunnel}",
+                        f"ip neigh replace {vtep_address(peer, self.family)} lladdr {mac} dev {self.tunnel} nud permanent",
                     ),
                     (
-                        "bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.18.0.100 self permanent",
-                        "bridge fdb del 00:00:00:00:00:00 dev flannel.1 dst 172.18.0.100 self",
+                        f"bridge fdb append 00:00:00:00:00:00 dev {self.tunnel} dst {self.plan.hosts[-1].ips[0]} self permanent",
+                        f"bridge fdb del 00:00:00:00:00:00 dev {self.tunnel} dst {self.plan.hosts[-1].ips[0]} self",
                     ),
                     (
-                        f"ip neigh replace {vtep_address(peer, 4)} lladdr 02:00:00:00:00:98 dev flannel.1 nud permanent",
-                        f"ip neigh replace {vtep_address(peer, 4)} lladdr {mac} dev flannel.1 nud permanent",
+                        f"ip neigh replace {vtep_address(peer, self.family)} lladdr 02:00:00:00:00:98 dev {self.tunnel} nud permanent",
+                        f"ip neigh replace {vtep_address(peer, self.family)} lladdr {mac} dev {self.tunnel} nud permanent",
                     ),
                 )
             )
@@ -342,7 +371,7 @@ class Mutator:
         pod = pick(self.plan.pods_on(node.name))
         down = [(node, name) for name in ("eth0", self.plan.bridge, pod.veth)] + [(pod, "eth0")]
         if self.plan.kind is Kind.FLANNEL_VXLAN:
-            down.append((node, "flannel.1"))
+            down.append((node, self.tunnel))
         if self.random.random() < 0.3:
             return self._link(
                 node,
@@ -381,11 +410,12 @@ class Mutator:
         """Let the bridge itself call iptables, or change its address."""
         node = self.node()
         name = self.plan.bridge
+        tables = "iptables" if self.family == 4 else "ip6tables"
         return Change(
             netns=node.netns,
-            kind="bridge: nf_call_iptables",
-            do=("sysctl net/bridge/bridge-nf-call-iptables=0", f"ip link set {name} type bridge nf_call_iptables 1"),
-            undo=(f"ip link set {name} type bridge nf_call_iptables 0",),
+            kind=f"bridge: nf_call_{tables}",
+            do=(f"sysctl net/bridge/bridge-nf-call-{tables}=0", f"ip link set {name} type bridge nf_call_{tables} 1"),
+            undo=(f"ip link set {name} type bridge nf_call_{tables} 0",),
             touches=frozenset((PORTS, SYSCTLS)),
         )
 
@@ -401,7 +431,7 @@ class Mutator:
             (node, "eth0", 1500),
         ]
         if self.plan.kind is Kind.FLANNEL_VXLAN:
-            choices.append((node, "flannel.1", 1450))
+            choices.append((node, self.tunnel, 1450 if self.family == 4 else 1430))
         machine, name, before = pick(choices)
         return self._link(
             machine, "link: mtu", f"ip link set {name} mtu {pick((1300, 1400))}", f"ip link set {name} mtu {before}"
@@ -429,15 +459,19 @@ class Mutator:
         )
         entries = {
             "hash:ip": [pod.ips[0] for pod in pods],
-            "hash:net": [by_family(self.plan.nodes[0].pod_cidrs, 4), f"{pods[0].ips[0]} nomatch", "172.18.0.0/25"],
+            "hash:net": [self.plan.nodes[0].pod_cidrs[0], f"{pods[0].ips[0]} nomatch", UNDERLAY_NETS[self.family]],
             "hash:ip,port": [
                 *(f"{pod.ips[0]},{protocol}:8080" for pod in pods for protocol in ("tcp", "udp")),
-                f"{pods[0].ips[0]},icmp:8/0",
+                f"{pods[0].ips[0]},{'icmp:8/0' if self.family == 4 else 'icmpv6:128/0'}",
             ],
-            "hash:net,iface": [f"10.244.0.0/16,{self.device(machine)}", f"172.18.0.0/24,{self.devices(machine)[0]}"],
+            "hash:net,iface": [
+                f"{POD_NETS[self.family]},{self.device(machine)}",
+                f"{UNDERLAY_NETS[self.family]},{self.devices(machine)[0]}",
+            ],
             "bitmap:port range 0-40000": ["8080", "30080", "53"],
         }[kind]
-        lines = [f"create {name} {kind}", *(f"add {name} {entry}" for entry in dict.fromkeys(entries))]
+        family = "" if self.family == 4 or kind.startswith("bitmap") else " family inet6"
+        lines = [f"create {name} {kind}{family}", *(f"add {name} {entry}" for entry in dict.fromkeys(entries))]
         direction = pick(("src", "dst"))
         sets.append((name, directions.format(direction)))
         return Change(
@@ -452,7 +486,7 @@ class Mutator:
         pod, pick = self.random.choice(self.plan.pods), self.random.choice
         listener = pick(pod.listeners)
         what = f"{listener.protocol} {listener.port}"
-        address = pick(("", "127.0.0.1", pod.ips[0]))
+        address = pick(("", "127.0.0.1" if self.family == 4 else "::1", pod.ips[0]))
         do = (f"close {what}", f"listen {what} {address}") if address else (f"close {what}",)
         undo = (f"close {what}", f"listen {what}")
         kind = "socket: bound" if address else "socket: closed"
@@ -463,24 +497,25 @@ class Mutator:
         node, pick = self.node(), self.random.choice
         pod = pick(self.plan.pods)
         hook = pick(("prerouting", "input", "forward", "output", "postrouting"))
+        ip, net = ("ip", "10.244.1.0/30") if self.family == 4 else ("ip6", "fd00:10:244:1::/126")
         rules = (
-            f"ip daddr {pod.ips[0]} drop",
-            f"ip saddr {pod.ips[0]} tcp dport 8080 reject with tcp reset",
-            f"ip daddr {{ {pod.ips[0]}, 10.244.1.0/30 }} counter drop",
+            f"{ip} daddr {pod.ips[0]} drop",
+            f"{ip} saddr {pod.ips[0]} tcp dport 8080 reject with tcp reset",
+            f"{ip} daddr {{ {self.peer(node).ips[0]}, {net} }} counter drop",
             "tcp dport vmap { 8080 : drop, 53 : accept }",
             "ct state invalid drop",
             "meta mark and 0x1 == 0x1 drop",
-            f"ip saddr . tcp dport {{ {pod.ips[0]} . 8080 }} drop",
+            f"{ip} saddr . tcp dport {{ {pod.ips[0]} . 8080 }} drop",
             "fib daddr type local accept",
             "udp dport 8080 reject",
         )
         chosen = " ; ".join(self.random.sample(rules, pick((1, 2))))
         policy = pick(("accept", "accept", "accept", "drop"))
-        text = f"table ip fz {{ chain c {{ type filter hook {hook} priority {pick((-300, -150, -10, 0, 50))} ; policy {policy} ; {chosen} ; }} ; }}"
+        text = f"table {ip} fz {{ chain c {{ type filter hook {hook} priority {pick((-300, -150, -10, 0, 50))} ; policy {policy} ; {chosen} ; }} ; }}"
         return Change(
             netns=node.netns,
             kind="nft: native",
             do=(f"nft {text}",),
-            undo=("nft delete table ip fz",),
+            undo=(f"nft delete table {ip} fz",),
             touches=frozenset((TABLES,)),
         )

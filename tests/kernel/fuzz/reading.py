@@ -135,7 +135,9 @@ def _calm_info(data: bytes) -> Iterator[bytes]:
             moving = _MOVING_BRIDGE
         elif kind == _INFO_SLAVE_DATA and inner.get(4, b"").startswith(b"bridge\0"):
             moving = _MOVING_PORT
-        kept = [rtnl.attr(one, what) for one, what in rtnl.attributes(value) if one not in moving] if moving else [value]
+        kept = (
+            [rtnl.attr(one, what) for one, what in rtnl.attributes(value) if one not in moving] if moving else [value]
+        )
         yield rtnl.attr(kind, b"".join(kept))
 
 

@@ -5,6 +5,7 @@ that always or never fire. Shapes follow the files that kube-proxy, network plug
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from random import Random
 
 from tests.kernel.fuzz.change import Edit
@@ -16,6 +17,10 @@ BASES = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
 }
 _WEIGHTS = {"raw": 2, "mangle": 3, "nat": 4, "filter": 6}
+_TYPES = {
+    4: ("LOCAL", "UNICAST", "BROADCAST", "LOCAL,BROADCAST"),
+    6: ("LOCAL", "UNICAST", "MULTICAST", "LOCAL,UNREACHABLE"),
+}
 _STATES = ("NEW", "ESTABLISHED,RELATED", "INVALID", "UNTRACKED", "DNAT", "SNAT", "NEW,UNTRACKED", "RELATED")
 _REJECTS = (
     "icmp-port-unreachable",
@@ -23,6 +28,14 @@ _REJECTS = (
     "icmp-net-unreachable",
     "icmp-admin-prohibited",
     "icmp-proto-unreachable",
+)
+_REJECTS6 = (
+    "icmp6-port-unreachable",
+    "icmp6-addr-unreachable",
+    "icmp6-no-route",
+    "icmp6-adm-prohibited",
+    "icmp6-policy-fail",
+    "icmp6-reject-route",
 )
 
 
@@ -39,6 +52,7 @@ class Words:
     own: tuple[str, ...]
     sets: tuple[tuple[str, str], ...] = ()
     """(name, directions) of the ipsets that this scenario makes here."""
+    family: int = 4
 
 
 class RuleMaker:
@@ -91,7 +105,7 @@ class RuleMaker:
             part = self.condition(table, base)
             words = part.removeprefix("! ").split(" ")
             parts.setdefault(words[1] if words[0] == "-m" else words[0], part)
-        if "--to-ports" in target or "tcp-reset" in target or ":" in target.partition("--to-destination")[2]:
+        if "--to-ports" in target or "tcp-reset" in target or _has_port(target):
             parts = {key: part for key, part in parts.items() if key != "-p" and "! -p" not in part}
             parts["-p"] = "-p tcp" if "tcp-reset" in target or self.random.random() < 0.6 else "-p udp"
         if "-p" in parts:  # a protocol must stand before what needs it
@@ -128,19 +142,26 @@ class RuleMaker:
                 f"-p tcp -m tcp {no}--sport {pick((port, '1024:65535', ':1024'))}",
                 f"-p tcp -m tcp {no}--tcp-flags {pick(('FIN,SYN,RST,ACK SYN', 'SYN,ACK SYN,ACK', 'RST RST', 'ALL ACK'))}",
                 f"-p {pick(('tcp', 'udp'))} -m multiport {no}--{pick(('dports', 'ports', 'sports'))} {port},30000:31000",
-                f"-p icmp -m icmp {no}--icmp-type {pick(('8', '0', '3', '3/3', 'any'))}",
+                self._icmp(no),
                 "-p tcp",
                 "-p udp",
-                "-p icmp",
+                "-p icmp" if self.words.family == 4 else "-p ipv6-icmp",
                 "! -p tcp",
                 "! -p udp",
             )
         )
 
+    def _icmp(self, no: str) -> str:
+        pick = self.random.choice
+        if self.words.family == 4:
+            return f"-p icmp -m icmp {no}--icmp-type {pick(('8', '0', '3', '3/3', 'any'))}"
+        return f"-p ipv6-icmp -m icmp6 {no}--icmpv6-type {pick(('128', '129', '1', '1/4', '135', '136', '2'))}"
+
     def _extension(self, table: str, base: str, no: str) -> str:
         pick, words = self.random.choice, self.words
         one, other = pick(words.addresses), pick(words.addresses)
-        low, high = sorted((one, other), key=lambda ip: tuple(map(int, ip.split("."))))
+        ttl = "ttl" if words.family == 4 else "hl"
+        low, high = sorted((one, other), key=lambda ip: int(ip_address(ip)))
         found = [
             f"-m mark {no}--mark {pick(('0x1', '0x2/0x2', '0x0/0x3', '0x4000/0x4000', '0x8000/0x8000'))}",
             f"-m connmark {no}--mark {pick(('0x1', '0x0/0x3', '0x4/0x4'))}",
@@ -152,10 +173,10 @@ class RuleMaker:
             f"-m conntrack {no}--ctorigsrc {one}",
             f"-m conntrack {no}--ctorigdstport {pick(words.ports)}",
             f"-m conntrack {no}--ctstatus {pick(('NONE', 'CONFIRMED', 'SEEN_REPLY', 'ASSURED'))}",
-            f"-m addrtype {no}--{pick(('src', 'dst'))}-type {pick(('LOCAL', 'UNICAST', 'BROADCAST', 'LOCAL,BROADCAST'))}",
+            f"-m addrtype {no}--{pick(('src', 'dst'))}-type {pick(_TYPES[words.family])}",
             f"-m iprange {no}--{pick(('src', 'dst'))}-range {low}-{high}",
             f"-m length {no}--length {pick(('60', '0:59', '61:', '84'))}",
-            f"-m ttl {pick((no + '--ttl-eq', '--ttl-lt', '--ttl-gt'))} {pick((63, 64, 62))}",
+            f"-m {ttl} {pick((no + f'--{ttl}-eq', f'--{ttl}-lt', f'--{ttl}-gt'))} {pick((63, 64, 62))}",
             f"-m statistic --mode random --probability {pick(('0.00000000000', '1.00000000000'))}",
             "-m statistic --mode nth --every 1 --packet 0",
             "-m limit --limit 10000/sec --limit-burst 5000",
@@ -190,10 +211,13 @@ class RuleMaker:
             found += ["-j CT --notrack"] * 2
         if table in ("raw", "mangle"):
             found += ["-j DROP"]
+        ttl = "TTL" if words.family == 4 else "HL"
         if table == "mangle":
             found += [
-                "-j TTL --ttl-dec 1",
-                *(("-j TTL --ttl-set 40",) if base == "OUTPUT" else ()),  # elsewhere a loop would never end
+                f"-j {ttl} --{ttl.lower()}-dec 1",
+                *(
+                    (f"-j {ttl} --{ttl.lower()}-set 40",) if base == "OUTPUT" else ()
+                ),  # elsewhere a loop would never end
                 "-j TOS --set-tos 0x10/0x3f",
                 "-j DSCP --set-dscp 0x2e",
             ]
@@ -202,11 +226,13 @@ class RuleMaker:
             found += [
                 "-j DROP",
                 "-j DROP",
-                *(f"-j REJECT --reject-with {pick((*_REJECTS, 'tcp-reset'))}" for _ in range(3)),
+                *(
+                    f"-j REJECT --reject-with {pick((*(_REJECTS if words.family == 4 else _REJECTS6), 'tcp-reset'))}"
+                    for _ in range(3)
+                ),
             ]
         if table == "nat":
             found += self._nat(base) * 2
-        del words
         return pick(found)
 
     def _marks(self, table: str) -> list[str]:
@@ -230,10 +256,10 @@ class RuleMaker:
         pod, other = pick(words.pods), pick(words.addresses)
         if base in ("PREROUTING", "OUTPUT"):
             return [
-                f"-j DNAT --to-destination {pod}:8080",
+                f"-j DNAT --to-destination {_ended(pod, 8080)}",
                 f"-j DNAT --to-destination {pod}",
                 f"-j DNAT --to-destination {other}",
-                f"-j DNAT --to-destination 127.0.0.1:{pick(words.ports)}",
+                f"-j DNAT --to-destination {_ended('127.0.0.1' if words.family == 4 else '::1', pick(words.ports))}",
                 f"-j REDIRECT --to-ports {pick(words.ports)}",
             ]
         if base == "INPUT":
@@ -244,3 +270,12 @@ class RuleMaker:
             "-j MASQUERADE",
             f"-j SNAT --to-source {pick((*words.own, other))}",
         ]
+
+
+def _ended(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _has_port(target: str) -> bool:
+    where = target.partition("--to-destination ")[2]
+    return "]:" in where or where.count(":") == 1

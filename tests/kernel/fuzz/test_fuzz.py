@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from lab.plan import Backend, Kind
 from tests.kernel.fuzz.__main__ import last_line, play
 from tests.kernel.fuzz.campaign import Campaign
+from tests.kernel.fuzz.generator import Generator, LabKind
 from tests.kernel.fuzz.planted import PLANTED
 
 pytestmark = [
@@ -55,12 +57,10 @@ def test_a_planted_error_is_found(plant: Callable[[pytest.MonkeyPatch], None], m
     print(f"found in scenario {found}")  # noqa: T201
 
 
-def test_a_number_is_a_scenario() -> None:
-    from lab.plan import Backend, Kind, make_plan
-    from tests.kernel.fuzz.generator import Generator
-
-    plan = make_plan(Kind.FLANNEL_VXLAN, nodes=2, backend=Backend.LEGACY, families=(4,))
-    one, two = (Generator(7, plan, {}) for _ in range(2))
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+def test_a_number_is_a_scenario(families: tuple[int, ...]) -> None:
+    lab = LabKind(Kind.FLANNEL_VXLAN, Backend.LEGACY, 2, families)
+    one, two = (Generator(7, lab, {}) for _ in range(2))
     for number in (3, 1, 2):
         assert one.scenario(number) == two.scenario(number)
-    assert one.scenario(1) != Generator(8, plan, {}).scenario(1)
+    assert one.scenario(1) != Generator(8, lab, {}).scenario(1)

@@ -6,7 +6,7 @@ built anew.
 """
 
 import re
-import subprocess
+import struct
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -22,7 +22,7 @@ from lab.build import quick_neighbours, wait_ready
 from lab.cluster import Lab
 from lab.errors import LabFailed
 from lab.netns import Netns, write_sysctl
-from lab.plan import Backend, Kind, Listener
+from lab.plan import Backend, Listener
 from lab.prober import Ask, Attempt, attempt_all
 from lab.snapshot import RTM_GETADDR, RTM_GETNEIGH, RTM_GETROUTE, Snapshot
 from tasks.skoop.collect.settings import read_settings
@@ -32,9 +32,11 @@ from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.netstack.namespace import Namespace
 from tests.kernel.fuzz.change import LINKS, ROUTING, SETS, Change, Edit, Rules
+from tests.kernel.fuzz.generator import LabKind
 from tests.kernel.fuzz.reading import RTM_GETRULE, read_again
 
 FLUSH_S = 5.0
+_BATCHED = {"ip": ("ip",), "ip4": ("ip", "-4"), "ip6": ("ip", "-6"), "bridge": ("bridge",)}
 BUILT_IN = {
     "raw": ("PREROUTING", "OUTPUT"),
     "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -46,37 +48,41 @@ BUILT_IN = {
 class World:
     """One lab with what was collected from it when it was whole."""
 
-    def __init__(self, kind: Kind, backend: Backend, *, nodes: int = 2) -> None:
-        self.lab = Lab(kind, nodes=nodes, backend=backend, families=(4,))
+    def __init__(self, kind: LabKind) -> None:
+        self.lab = Lab(kind.kind, nodes=kind.nodes, backend=kind.backend, families=kind.families)
         self.lab.up()
         self.refused: list[str] = []
+        self.cut = False
         self._listeners: dict[str, list[Listener]] = {}
         self._quiet()
-        self.lab.forget()
+        self.forget()
         state = collect_topology(self.lab.topology)
         self.base = replace(state, netns={name: _settled(netns) for name, netns in state.netns.items()})
         self.compiled: dict[NetnsId, Namespace] = {}
         self.rules = {
-            name: {str(tool): self._saved(netns, tool) for tool in Backend}
+            name: {
+                f"{tool}{'' if family == 4 else family}": self._saved(netns, tool, family)
+                for tool in Backend
+                for family in kind.families
+            }
             for name, netns in self.lab.spaces.items()
             if name.startswith("node/")
         }
-        self.cut = False
         self._prints = {name: _fingerprint(netns) for name, netns in self.lab.spaces.items()}
         self._snapshots = {name: Snapshot(netns) for name, netns in self.lab.spaces.items()}
 
-    def _saved(self, netns: Netns, backend: Backend) -> str:
+    def _saved(self, netns: Netns, backend: Backend, family: int) -> str:
         if backend != self.lab.plan.backend:
             return ""
-        return netns.run([f"iptables-{backend}-save"])
+        return netns.run([f"ip{'' if family == 4 else family}tables-{backend}-save"])
 
     def _quiet(self) -> None:
         """Answer proxied ARP at once instead of after up to 0.8 s, so that a verdict does not hang on patience."""
         for netns in self.lab.spaces.values():
             with netns.inside():
-                for entry in Path("/proc/sys/net/ipv4/neigh").iterdir():
+                for entry in Path("/proc/sys/net").glob("ipv[46]/neigh/*"):
                     if entry.name != "default":
-                        write_sysctl(f"ipv4/neigh/{entry.name}/proxy_delay", 0)
+                        write_sysctl(f"{entry.parts[4]}/neigh/{entry.name}/proxy_delay", 0)
 
     def close(self) -> None:
         """Take the lab down."""
@@ -96,14 +102,14 @@ class World:
             self._restore(netns, backend, rules.render(tables))
         if any(LINKS in touched for touched in self._touched(changes).values()):
             time.sleep(0.02)  # the kernel tells bridges and peers about a link in the background (linkwatch)
-        self._forget()
+        self.forget()
         return self._collect(changes)
 
     def undo(self, changes: Sequence[Change | Edit]) -> bool:
         """Put everything back; say whether the lab is as it was."""
         self._do((change.netns, change.undo) for change in reversed(changes) if isinstance(change, Change))
-        for (netns, backend), tables in _edited(changes).items():
-            self._empty(netns, backend, tables)
+        for (place, backend), tables in _edited(changes).items():
+            self._empty(place, backend, tables)
         written = _written(changes)
         whole = True
         for name, touched in self._touched(changes).items():
@@ -121,14 +127,18 @@ class World:
                 whole = False
         return whole
 
-    def _forget(self) -> None:
-        """Forget what earlier tries left. A packet that circulates keeps making connections: then every link goes down."""
+    def forget(self) -> None:
+        """Forget what earlier tries left. Raises LabFailed if a packet that circulates for ever keeps making connections.
+
+        The kernel's flush then never ends, and holds a lock of the whole host: every device is taken down, which stops it.
+        """
         alarm = threading.Timer(FLUSH_S, self._cut)
         alarm.start()
         try:
             self.lab.forget()
         finally:
             alarm.cancel()
+            alarm.join()
         if self.cut:
             raise LabFailed("forgetting connections", f"did not end in {FLUSH_S} s: a packet circulates for ever")
 
@@ -137,16 +147,19 @@ class World:
         self.cut = True
         for netns in self.lab.spaces.values():
             with netns.inside():
-                for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
-                    name = line.split(":")[0].strip()
-                    subprocess.run(["ip", "link", "set", name, "down"], check=False, capture_output=True)
+                netlink = rtnl.Rtnl()
+            for body in list(netlink.dump(rtnl.RTM_GETLINK, rtnl.ifinfo())):
+                (index,) = struct.unpack_from("=i", body, 4)
+                netlink.queue(rtnl.RTM_SETLINK, struct.pack("=BxHiII", 0, 0, index, 0, rtnl.IFF_UP), 0, "cut")
+            netlink.flush()
+            netlink.close()
 
     def _do(self, groups: Iterable[tuple[str, Sequence[str]]]) -> None:
         """Do the lines of each namespace in order; neighbouring lines for `ip` by one process."""
         lines = [(name, line) for name, group in groups for line in group]
         for (name, verb), run in groupby(lines, key=lambda one: (one[0], one[1].partition(" ")[0])):
             rests = [line.partition(" ")[2] for _, line in run]
-            if verb in ("ip", "bridge"):
+            if verb in _BATCHED:
                 self._batch(name, verb, rests)
                 continue
             for rest in rests:
@@ -154,7 +167,7 @@ class World:
 
     def _batch(self, name: str, tool: str, lines: Sequence[str]) -> None:
         try:
-            self.lab.spaces[name].run([tool, "-force", "-batch", "-"], "\n".join((*lines, "")))
+            self.lab.spaces[name].run([*_BATCHED[tool], "-force", "-batch", "-"], "\n".join((*lines, "")))
         except LabFailed as error:
             refused = [int(number) - 1 for number in re.findall(r"Command failed -:(\d+)", str(error))]
             said = [line for line in str(error).splitlines() if not line.startswith("Command failed")]
