@@ -31,7 +31,7 @@ EXTERNAL = "external"
 _UPLINK_KINDS = {"", "veth", "bond", "team", "vlan"}
 
 
-class Passage(Struct, frozen=True, kw_only=True):
+class Passage(Struct, frozen=True, gc=False, kw_only=True):
     """One way through one NetNode; `transmission` is None where it ends there."""
 
     exit: Exit

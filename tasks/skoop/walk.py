@@ -23,7 +23,7 @@ MAX_COURSES = 2048
 """Branches of one packet that are followed."""
 
 
-class Course(Struct, frozen=True, kw_only=True):
+class Course(Struct, frozen=True, gc=False, kw_only=True):
     """One whole way of a packet. `last` is the NetNode where it ended, `visited` all of them in order.
 
     `original` is the packet as its sender's kernel first made it; `packet` as it was at the end.
@@ -59,7 +59,7 @@ class Course(Struct, frozen=True, kw_only=True):
         )
 
 
-class _Pending(Struct, frozen=True, kw_only=True):
+class _Pending(Struct, frozen=True, gc=False, kw_only=True):
     passage: Passage
     at: str
     probability: float

@@ -17,7 +17,7 @@ from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import ConntrackEntry, NetNS, Tuple
 
 
-class Conn(Struct, frozen=True, kw_only=True):
+class Conn(Struct, frozen=True, gc=False, kw_only=True):
     """A tracked connection. `src_done`/`dst_done`: NAT has been set up for that manipulation (a null binding counts)."""
 
     protocol: Protocol

@@ -49,7 +49,7 @@ class At(Enum):
     WIREGUARD_XMIT = auto()
 
 
-class Response(Struct, frozen=True, kw_only=True):
+class Response(Struct, frozen=True, gc=False, kw_only=True):
     """A packet that the stack itself sends in answer (RST, ICMP error, echo reply), and the connection it belongs to (-1: none)."""
 
     packet: Packet
@@ -65,7 +65,7 @@ class Response(Struct, frozen=True, kw_only=True):
     """The device that its route is bound to (the VRF that the packet came in by)."""
 
 
-class End(Struct, frozen=True, kw_only=True):
+class End(Struct, frozen=True, gc=False, kw_only=True):
     """The packet's way ended in this namespace."""
 
     outcome: Outcome
@@ -79,7 +79,7 @@ class End(Struct, frozen=True, kw_only=True):
     """The device that the socket is bound to from now on: SO_BINDTODEVICE, or the VRF of a connection (inet_request_bound_dev_if)."""
 
 
-class Emit(Struct, frozen=True, kw_only=True):
+class Emit(Struct, frozen=True, gc=False, kw_only=True):
     """The packet leaves by this device."""
 
     dev: str
@@ -90,7 +90,7 @@ class Emit(Struct, frozen=True, kw_only=True):
     entry: str = ""
 
 
-class Exit(Struct, frozen=True, kw_only=True):
+class Exit(Struct, frozen=True, gc=False, kw_only=True):
     """One way through a namespace: it ends here (`end`) or goes on over a link (`emit`).
 
     `path_mtu` is the largest IP packet in bytes that would pass all devices so far without being split (0: no device yet);
