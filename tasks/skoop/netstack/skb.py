@@ -16,6 +16,7 @@ from tasks.skoop.model.state import Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Step
 from tasks.skoop.netstack.conntrack import Conn, Flow
 from tasks.skoop.netstack.fib import Found, Leg
+from tasks.skoop.netstack.xtables.api import ConnectionView
 
 Trail = tuple["Trail", Step] | None
 """Steps as a chain from the last to the first, so that ways that part share their beginning."""
@@ -32,6 +33,8 @@ def steps_of(trail: Trail) -> tuple[Step, ...]:
 
 class At(Enum):
     """Where in the stack the packet is next, by the kernel's function names."""
+
+    __hash__ = object.__hash__  # equal only to itself; Enum's own hash is computed in Python for every packet
 
     IP_RCV = auto()
     IP_RCV_FINISH = auto()
@@ -151,6 +154,7 @@ class Skb:
         "stolen",
         "trail",
         "untracked",
+        "view",
         "vlan",
         "zone",
     )
@@ -192,6 +196,7 @@ class Skb:
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
+        self.view: tuple[Conn, bool, ConnectionView] | None = None  # what rules were last shown of the connection
         self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None
