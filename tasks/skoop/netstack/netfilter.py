@@ -388,9 +388,7 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     again = hook == Hook.OUTPUT and not skb.is_reply and conn.original.dst != conn.reply.src
     if not again:
         return after_nat
-    return [
-        after for way in after_nat for after in (reroute(ns, way) if way.ipvs and way.end is None else [way])
-    ]
+    return [after for way in after_nat for after in (reroute(ns, way) if way.ipvs and way.end is None else [way])]
 
 
 def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
