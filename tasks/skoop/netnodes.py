@@ -31,7 +31,7 @@ EXTERNAL = "external"
 _UPLINK_KINDS = {"", "veth", "bond", "team", "vlan"}
 
 
-class Passage(Struct, frozen=True, kw_only=True):
+class Passage(Struct, frozen=True, gc=False, kw_only=True):
     """One way through one NetNode; `transmission` is None where it ends there."""
 
     exit: Exit
@@ -77,6 +77,7 @@ class Cabling:
             for link in netns.interfaces
         )
         self.underlay: tuple[tuple[NetnsId, Interface], ...] = tuple(self._uplinks())
+        self._uplink_names = frozenset((netns, link.name) for netns, link in self.underlay)
         self._uplink_by_ip = {address.ip: (netns, link) for netns, link in self.underlay for address in link.addresses}
         self._uplink_by_mac = {(link.mac, link.vlan_id or 0): (netns, link) for netns, link in self.underlay}
 
@@ -122,7 +123,7 @@ class Cabling:
 
     def is_uplink(self, netns: NetnsId, dev: str) -> bool:
         """Say whether a device leads to the underlay."""
-        return any(netns == at and link.name == dev for at, link in self.underlay)
+        return (netns, dev) in self._uplink_names
 
     def owner(self, ip: Ip) -> tuple[NetnsId, Interface] | None:
         """Return the collected device on the underlay that carries the address."""
@@ -137,16 +138,18 @@ class Cabling:
     def resolve(self, netns: NetnsId, dev: str, target: Ip, sender: Ip | None, vlan: int = 0) -> Answers:
         """Ask for the link-layer address of `target` on the link of `dev`, in a VLAN of it."""
         slot = (netns, dev, target, sender, vlan)
-        if slot not in self._answers:
-            self._answers[slot] = Inquiry(self, target, sender).ask_from(netns, dev, vlan)
-        return self._answers[slot]
+        found = self._answers.get(slot)
+        if found is None:
+            found = self._answers[slot] = Inquiry(self, target, sender).ask_from(netns, dev, vlan)
+        return found
 
     def reaches(self, netns: NetnsId, dev: str, mac: Mac, vlan: int = 0) -> bool:
         """Say whether a frame sent out of `dev` can find a device with that address."""
         slot = (netns, dev, mac, vlan)
-        if slot not in self._reaches:
-            self._reaches[slot] = Seeker(self, mac).leaves(netns, dev, vlan)
-        return self._reaches[slot]
+        found = self._reaches.get(slot)
+        if found is None:
+            found = self._reaches[slot] = Seeker(self, mac).leaves(netns, dev, vlan)
+        return found
 
     def vteps(self, netns: NetnsId, dev: str, mac: Mac) -> tuple[Ip, ...]:
         """Return the far ends of a vxlan device behind which there is a device with that address."""
@@ -154,6 +157,8 @@ class Cabling:
 
     def l3s_above(self, netns: NetnsId, dev: str, ip: Ip) -> tuple[NetnsId, str] | None:
         """Return the ipvlan device of mode l3s on `dev` that carries the address."""
+        if not self.stacks.stacked:
+            return None
         for at, link in self.stacks.above((netns, dev), IPVLANS):
             if link.mode == "l3s" and link.up and any(address.ip == ip for address in link.addresses):
                 return at
@@ -198,7 +203,7 @@ class StackNode:
         return self._onward(exits)
 
     def _onward(self, exits: tuple[Exit, ...]) -> tuple[Passage, ...]:
-        return tuple(self._pass(way) for way in exits)
+        return (self._pass(exits[0]),) if len(exits) == 1 else tuple(self._pass(way) for way in exits)
 
     def _pass(self, way: Exit) -> Passage:
         if way.emit is None:
@@ -208,7 +213,7 @@ class StackNode:
             there, entry = way.emit.to, way.emit.entry
             crossing = _crossing(self.id, here[1], LinkType.VETH, *there, way.emit.frame)
             return Passage(exit=way, transmission=replace(crossing, entry=entry))
-        uplink = self._cabling.is_uplink(*here) and self.namespace.links[here[1]].kind in STACKED
+        uplink = self.namespace.links[here[1]].kind in STACKED and self._cabling.is_uplink(*here)
         below = Reached(here, way.emit.frame) if uplink else self._cabling.stacks.down(here, way.emit.frame)
         if isinstance(below, Lost):
             return Passage(exit=self._lost(way, below))
@@ -249,7 +254,7 @@ class StackNode:
         if isinstance(top, Lost):
             return Passage(exit=self._lost(way, top))
         crossing = _crossing(self.id, way.emit.dev, kind, *top.at, top.frame)
-        return Passage(exit=way, transmission=replace(crossing, entry=top.entry))
+        return Passage(exit=way, transmission=replace(crossing, entry=top.entry) if top.entry else crossing)
 
     def _lost(self, way: Exit, lost: Lost) -> Exit:
         ns = self._cabling.namespace(lost.at[0]) or self.namespace

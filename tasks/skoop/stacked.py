@@ -60,6 +60,11 @@ class Stacks:
                 self._below[at] = lower
                 self._above[lower] = (*self._above.get(lower, ()), at)
 
+    @property
+    def stacked(self) -> bool:
+        """Say whether any device stands on another at all."""
+        return bool(self._above)
+
     def link(self, at: At) -> Interface:
         """Return a device's state."""
         return self._links[at]
@@ -181,7 +186,7 @@ class Stacks:
             for other, vlan in self.above(at, frozenset(("vlan",))):
                 if vlan.vlan_id == frame.vlan:
                     return Reached(other, Frame(frame.packet, frame.src_mac, frame.dst_mac))
-        master = self._links.get((at[0], link.master or ""))
+        master = self._links.get((at[0], link.master)) if link.master else None
         if master is not None and master.kind in BONDS:
             if not link.slave_active and (master.mode in ("active-backup", "") or frame.vlan == 0):
                 return Lost(
@@ -190,6 +195,8 @@ class Stacks:
             return Reached((at[0], master.name), frame)
         if master is not None and master.kind == "bridge":
             return None
+        if at not in self._above:
+            return self._untaken(at, link, frame)
         return self._macvlan(at, frame) or self._ipvlan(at, link, frame) or self._untaken(at, link, frame)
 
     def _macvlan(self, at: At, frame: Frame) -> Reached | None:

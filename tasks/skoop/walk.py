@@ -13,7 +13,7 @@ from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, Step, Walk
 from tasks.skoop.netnodes import NetNodeManager, Passage
 from tasks.skoop.netstack.conntrack import Flow
-from tasks.skoop.netstack.skb import End, steps_of
+from tasks.skoop.netstack.skb import End, Trail
 
 MAX_HOPS = 256
 """Links that one packet may cross: more than a TTL of 64 lasts, so that a packet that goes in circles dies as it really does."""
@@ -23,7 +23,7 @@ MAX_COURSES = 2048
 """Branches of one packet that are followed."""
 
 
-class Course(Struct, frozen=True, kw_only=True):
+class Course(Struct, frozen=True, gc=False, kw_only=True):
     """One whole way of a packet. `last` is the NetNode where it ended, `visited` all of them in order.
 
     `original` is the packet as its sender's kernel first made it; `packet` as it was at the end.
@@ -59,11 +59,26 @@ class Course(Struct, frozen=True, kw_only=True):
         )
 
 
-class _Pending(Struct, frozen=True, kw_only=True):
+Trails = tuple["Trails", Trail] | None
+"""What happened in each place, from the last to the first."""
+
+
+def _steps(trails: Trails) -> tuple[Step, ...]:
+    found: list[Step] = []
+    while trails is not None:
+        trails, trail = trails
+        while trail is not None:
+            trail, step = trail
+            found.append(step)
+    found.reverse()
+    return tuple(found)
+
+
+class _Pending(Struct, frozen=True, gc=False, kw_only=True):
     passage: Passage
     at: str
     probability: float
-    steps: tuple[Step, ...]
+    trails: Trails
     visited: tuple[str, ...]
     links: tuple[Link, ...]
     missing: tuple[str, ...]
@@ -74,7 +89,7 @@ def follow(nodes: NetNodeManager, start: str, passages: tuple[Passage, ...], *, 
     """Return every course of a packet that left `start` in these passages; probabilities are those of the passages' own."""
     todo = [
         _Pending(
-            passage=passage, at=start, probability=1.0, steps=(), visited=(start,), links=(), missing=(), assumed=()
+            passage=passage, at=start, probability=1.0, trails=None, visited=(start,), links=(), missing=(), assumed=()
         )
         for passage in reversed(passages)
     ]
@@ -82,7 +97,7 @@ def follow(nodes: NetNodeManager, start: str, passages: tuple[Passage, ...], *, 
     while todo:
         now = todo.pop()
         way = now.passage.exit
-        steps = now.steps + steps_of(way.trail)
+        trails = (now.trails, way.trail)
         probability = now.probability * way.probability
         missing, assumed = now.missing + way.missing, now.assumed + way.assumed
         crossing = now.passage.transmission
@@ -93,6 +108,7 @@ def follow(nodes: NetNodeManager, start: str, passages: tuple[Passage, ...], *, 
             assert end is not None
             if end.reason == Reason.TTL_EXPIRED and now.visited.count(now.at) > _TWICE:
                 end = replace(end, outcome=Outcome.LOOPED, detail=f"goes round by {now.at} until its TTL is used up")
+            steps = _steps(trails)
             done.append(
                 Course(
                     probability=probability,
@@ -119,7 +135,7 @@ def follow(nodes: NetNodeManager, start: str, passages: tuple[Passage, ...], *, 
                 passage=passage,
                 at=crossing.next_hop.id,
                 probability=probability,
-                steps=steps,
+                trails=trails,
                 visited=(*now.visited, crossing.next_hop.id),
                 links=(*now.links, crossing.link),
                 missing=missing,

@@ -8,7 +8,7 @@ from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import NetNS
 
 
-class ContainerPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ContainerPort(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A port that a container declares; `host_port` 0 = none."""
 
     port: int
@@ -18,7 +18,7 @@ class ContainerPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     host_ip: str = ""
 
 
-class PodMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PodMeta(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A pod object."""
 
     namespace: str
@@ -46,7 +46,7 @@ class PodMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return node_netns(self.node_name) if self.host_network else pod_netns(self.key)
 
 
-class NodeMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NodeMeta(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A node object. `addresses` are (type, address): InternalIP, ExternalIP, Hostname."""
 
     name: NodeName
@@ -66,7 +66,7 @@ class NodeMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(Ip(address) for kind, address in self.addresses if kind in ("InternalIP", "ExternalIP"))
 
 
-class ServicePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ServicePort(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One port of a Service; `target` is a number or a container port's name."""
 
     port: int
@@ -76,7 +76,7 @@ class ServicePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     node_port: int = 0
 
 
-class Service(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Service(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A Service object."""
 
     namespace: str
@@ -105,7 +105,7 @@ class Service(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.namespace}/{self.name}"
 
 
-class SliceEndpoint(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SliceEndpoint(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One endpoint of an EndpointSlice; conditions as Kubernetes defaults them."""
 
     addresses: tuple[Ip, ...]
@@ -118,7 +118,7 @@ class SliceEndpoint(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hints: tuple[str, ...] = ()
 
 
-class SlicePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SlicePort(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One port of an EndpointSlice; 0 = all ports."""
 
     port: int = 0
@@ -126,7 +126,7 @@ class SlicePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     protocol: Protocol = Protocol.TCP
 
 
-class EndpointSlice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EndpointSlice(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """An EndpointSlice object; `service` is the name in its kubernetes.io/service-name label."""
 
     namespace: str
@@ -137,14 +137,14 @@ class EndpointSlice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ports: tuple[SlicePort, ...] = ()
 
 
-class Namespace(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Namespace(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A namespace object."""
 
     name: str
     labels: dict[str, str] = {}
 
 
-class ClusterObjects(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ClusterObjects(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """The objects of one cluster. `network_policies` are kept as the JSON text of each object until the policy engine reads them.
 
     `policies` holds the same of other policy APIs, by kind (parse.kube_policies.POLICY_KINDS); a kind that a cluster does not have is absent.
@@ -164,7 +164,7 @@ class ClusterObjects(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Kind → why it could not be read."""
 
 
-class ClusterState(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ClusterState(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A whole collected network: Kubernetes' objects and the state of every network namespace.
 
     `hosts` names namespaces of hosts outside the cluster that were collected as well. `taken_at` is RFC 3339 or "".
@@ -180,14 +180,14 @@ class ClusterState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Program that the collector ran → the version it gives of itself; `linux` is the kernel's."""
 
 
-class Pod(Struct, frozen=True, kw_only=True):
+class Pod(Struct, frozen=True, gc=False, kw_only=True):
     """A pod with its network state (None: not collected)."""
 
     meta: PodMeta
     netns: NetNS | None = None
 
 
-class NodeInfo(Struct, frozen=True, kw_only=True):
+class NodeInfo(Struct, frozen=True, gc=False, kw_only=True):
     """A node with its own network state and that of the pods on it."""
 
     meta: NodeMeta
@@ -195,7 +195,7 @@ class NodeInfo(Struct, frozen=True, kw_only=True):
     pods: tuple[Pod, ...] = ()
 
 
-class NodeNetworkStackDump(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NodeNetworkStackDump(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What a collector brings home from one node: the state of each namespace it could enter, and what it could not."""
 
     node: NodeName

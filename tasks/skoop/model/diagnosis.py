@@ -8,7 +8,7 @@ from tasks.skoop.model.suspicion import Suspicion
 from tasks.skoop.model.trace import Outcome, View, Walk
 
 
-class ServerSees(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ServerSees(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Who got the connection, and from which address it seemed to come."""
 
     netns: str
@@ -16,7 +16,7 @@ class ServerSees(Struct, frozen=True, kw_only=True, omit_defaults=True):
     port: int = 0
 
 
-class FlowOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class FlowOutcome(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One possible course of the connection: its first packet's walk, the answer's walk, what follows for the client.
 
     `stalls` is set where the connection stands but full-size segments do not get through (an MTU black hole), with the walk
@@ -33,7 +33,7 @@ class FlowOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
 
 
-class MtuReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MtuReport(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Largest IP packet in bytes that gets through each way without fragmentation; 0 = not found out."""
 
     forward: int = 0
@@ -41,14 +41,14 @@ class MtuReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stalls: bool = False
 
 
-class RootCause(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RootCause(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A smallest set of suspicions whose remedies, applied together to a copy of the state, turn the verdict."""
 
     suspicions: tuple[Suspicion, ...]
     turns_to: dict[View, float] = {}
 
 
-class Diagnosis(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Diagnosis(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """The whole answer to one question. `client_sees` maps each possible view to its probability (they add up to 1)."""
 
     question: Question

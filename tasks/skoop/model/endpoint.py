@@ -19,7 +19,7 @@ class EndpointType(StrEnum):
     EXTERNAL = "external"
 
 
-class Endpoint(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Endpoint(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One end of a connection: address, type, port (0 = any), the object's name and its network namespace if it has one."""
 
     ip: Ip
@@ -29,7 +29,7 @@ class Endpoint(Struct, frozen=True, kw_only=True, omit_defaults=True):
     netns: NetnsId | None = None
 
 
-class Question(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Question(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """May `src` open a connection to `dst`?
 
     `sport` 0 means an ephemeral port that no old conntrack entry knows. `payload_bytes` is what each side sends at least

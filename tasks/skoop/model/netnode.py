@@ -36,14 +36,14 @@ class ActionType(StrEnum):
     DROP = "drop"
 
 
-class Hop(Struct, frozen=True):
+class Hop(Struct, frozen=True, gc=False):
     """Which NetNode comes next."""
 
     type: NetNodeType
     id: str
 
 
-class Link(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Link(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One crossing between two NetNodes: who, over what, with which packet. Attributes name the interfaces at both ends."""
 
     type: LinkType
@@ -54,7 +54,7 @@ class Link(Struct, frozen=True, kw_only=True, omit_defaults=True):
     destination_attributes: dict[str, str] = {}
 
 
-class Transmission(Struct, frozen=True, kw_only=True):
+class Transmission(Struct, frozen=True, gc=False, kw_only=True):
     """What `send` or `receive` of a NetNode gives: the next hop, and the link with the frame on it."""
 
     next_hop: Hop
@@ -66,7 +66,7 @@ class Transmission(Struct, frozen=True, kw_only=True):
     """How it enters other than as a frame: `output` is sent by that namespace's stack, `socket` goes straight to a socket (ipvlan)."""
 
 
-class Action(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Action(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What a NetNode did with what came in over `input` (None: it began here)."""
 
     type: ActionType
@@ -74,7 +74,7 @@ class Action(Struct, frozen=True, kw_only=True, omit_defaults=True):
     outputs: tuple[Link, ...] = ()
 
 
-class NetNode(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NetNode(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A place in the path with what it did and what looks wrong there."""
 
     type: NetNodeType
@@ -84,7 +84,7 @@ class NetNode(Struct, frozen=True, kw_only=True, omit_defaults=True):
     suspicions: tuple[Suspicion, ...] = ()
 
 
-class PacketPath(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PacketPath(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """The graph of a diagnosis: nodes by id, links in the order in which they were first crossed."""
 
     nodes: tuple[NetNode, ...] = ()

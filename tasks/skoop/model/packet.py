@@ -5,7 +5,7 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tasks.skoop.model.addr import Ip, Mac, ip_version
+from tasks.skoop.model.addr import Ip, Mac
 
 
 class Protocol(StrEnum):
@@ -60,7 +60,7 @@ class TcpFlags(StrEnum):
     FIN_ACK = "FIN,ACK"
 
 
-class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Packet(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One IP packet.
 
     `sport`/`dport` are 0 where the protocol has none; for ICMP echo `sport` is the identifier. `length` is the whole IP
@@ -95,7 +95,7 @@ class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def version(self) -> int:
         """4 or 6."""
-        return ip_version(self.dst)
+        return 6 if ":" in self.dst else 4
 
     @property
     def is_icmp_error(self) -> bool:
@@ -107,15 +107,22 @@ class Packet(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return replace(self, **changes)
 
     def __str__(self) -> str:
-        def end(ip: Ip, port: int) -> str:
-            if not port or self.protocol in (Protocol.ICMP, Protocol.ICMPV6):
-                return ip
-            return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-        return f"{self.protocol} {end(self.src, self.sport)} > {end(self.dst, self.dport)}"
+        protocol = self.protocol
+        if protocol in _PORTLESS:
+            return f"{protocol} {self.src} > {self.dst}"
+        return f"{protocol} {_end(self.src, self.sport)} > {_end(self.dst, self.dport)}"
 
 
-class Frame(Struct, frozen=True):
+_PORTLESS = (Protocol.ICMP, Protocol.ICMPV6)
+
+
+def _end(ip: Ip, port: int) -> str:
+    if not port:
+        return ip
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Frame(Struct, frozen=True, gc=False):
     """A packet on a link, with the addresses of its Ethernet header ("" on a device that has none), and its VLAN (0: untagged)."""
 
     packet: Packet

@@ -32,14 +32,14 @@ class Section(StrEnum):
     ROUTE_EXCEPTIONS = "route-exceptions"
 
 
-class Missing(Struct, frozen=True, kw_only=True):
+class Missing(Struct, frozen=True, gc=False, kw_only=True):
     """A section that could not be collected, and why."""
 
     section: Section
     reason: str
 
 
-class Address(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Address(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """An address of an interface. `scope` is global, site, link or host. `tentative`/`dadfailed` addresses do not answer."""
 
     ip: Ip
@@ -54,7 +54,7 @@ class Address(Struct, frozen=True, kw_only=True, omit_defaults=True):
     noprefixroute: bool = False
 
 
-class Vxlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Vxlan(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Settings of a vxlan device. `df` is unset, set or inherit; `external` means collect-metadata mode."""
 
     vni: int
@@ -69,7 +69,7 @@ class Vxlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     udp_csum: bool = True
 
 
-class Bridge(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Bridge(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Settings of a bridge. `nf_call_*` are its own, ORed with the namespace's sysctls."""
 
     stp: bool = False
@@ -79,7 +79,7 @@ class Bridge(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nf_call_arptables: bool = False
 
 
-class BridgePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BridgePort(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Settings of a bridge port. `state`: disabled, blocking, listening, learning, forwarding."""
 
     state: str = "forwarding"
@@ -92,7 +92,7 @@ class BridgePort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     locked: bool = False
 
 
-class PortVlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PortVlan(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A VLAN that a port of a bridge, or the bridge itself, belongs to; `pvid`: what untagged frames that come in belong to."""
 
     vid: int
@@ -100,7 +100,7 @@ class PortVlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     untagged: bool = False
 
 
-class Tunnel(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Tunnel(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Settings of an IP tunnel (ipip, sit, gre, gretap, ip6tnl, ip6gre, geneve) beyond its two ends.
 
     `ttl` 0 is inherited from the inner packet. `proto` is what it carries where its kind leaves that open (`ipip6`, `any`);
@@ -127,7 +127,7 @@ class Tunnel(Struct, frozen=True, kw_only=True, omit_defaults=True):
     df: str = "unset"
 
 
-class WireGuardPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WireGuardPeer(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One peer of a wireguard device. `endpoint` None: not known yet. `allowed_ips` are what goes to it and may come from it."""
 
     public_key: str
@@ -138,7 +138,7 @@ class WireGuardPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     handshake: bool = False
 
 
-class WireGuard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WireGuard(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Settings of a wireguard device. No private or preshared key is ever collected."""
 
     public_key: str
@@ -147,7 +147,7 @@ class WireGuard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     peers: tuple[WireGuardPeer, ...] = ()
 
 
-class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Interface(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One network device.
 
     `kind` is the rtnetlink kind (veth, bridge, vxlan, dummy, vlan, ipip, …; "" for a physical one, "loopback" for lo).
@@ -195,7 +195,7 @@ class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lower_at: tuple[NetnsId, str] | None = None
 
 
-class NextHop(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NextHop(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One leg of a route. `via` None means the destination is on the link. `via` may be IPv6 for an IPv4 route."""
 
     dev: str | None = None
@@ -206,7 +206,7 @@ class NextHop(Struct, frozen=True, kw_only=True, omit_defaults=True):
     linkdown: bool = False
 
 
-class Route(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Route(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One route of one table. `type`: unicast, local, broadcast, anycast, multicast, unreachable, blackhole, prohibit, throw.
 
     `scope` is global (universe), site, link, host or nowhere; `mtu` 0 means none set.
@@ -228,7 +228,7 @@ class Route(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The nexthop object that it goes by; its legs are `nexthops` all the same where the kernel wrote them out."""
 
 
-class NextHopObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NextHopObject(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One `ip nexthop`: a leg, a group of others by (id, weight), or `blackhole`; `fdb`: for vxlan's forwarding entries."""
 
     id: int
@@ -238,7 +238,7 @@ class NextHopObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
     fdb: bool = False
 
 
-class PolicyRule(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PolicyRule(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One `ip rule`. Ranges are (first, last), inclusive. `action`: lookup, goto, nop, blackhole, unreachable, prohibit."""
 
     family: int
@@ -277,7 +277,7 @@ class NeighbourState(StrEnum):
     INCOMPLETE = "INCOMPLETE"
 
 
-class Neighbour(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Neighbour(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One ARP or ND entry; `proxy` entries are `ip neigh add proxy`."""
 
     ip: Ip
@@ -288,7 +288,7 @@ class Neighbour(Struct, frozen=True, kw_only=True, omit_defaults=True):
     router: bool = False
 
 
-class FdbEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class FdbEntry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One forwarding entry of a bridge (`master` set) or of a device (`self`): for vxlan `dst` is the remote VTEP.
 
     `permanent` entries of a bridge whose MAC is the port's own mean "to the bridge itself"; `static` ones never move.
@@ -307,7 +307,7 @@ class FdbEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nhid: int = 0
 
 
-class Socket(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Socket(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A socket that can receive: a TCP listener, or a bound UDP/raw socket.
 
     `ip` is the bound address, 0.0.0.0 or :: for any; `v6only` matters for ::. `dev` is SO_BINDTODEVICE. `recv_queue` and
@@ -327,7 +327,7 @@ class Socket(Struct, frozen=True, kw_only=True, omit_defaults=True):
     process: str = ""
 
 
-class Tuple(Struct, frozen=True, array_like=True):
+class Tuple(Struct, frozen=True, gc=False, array_like=True):
     """One direction of a conntrack entry. For ICMP echo both ports are the identifier."""
 
     src: Ip
@@ -336,7 +336,7 @@ class Tuple(Struct, frozen=True, array_like=True):
     dport: int
 
 
-class ConntrackEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ConntrackEntry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One tracked connection, both directions. `state` is the TCP state or ""; timeouts are in seconds."""
 
     protocol: Protocol
@@ -350,14 +350,14 @@ class ConntrackEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: int = 0
 
 
-class IpSetEntry(Struct, frozen=True, array_like=True):
+class IpSetEntry(Struct, frozen=True, gc=False, array_like=True):
     """One element as `ipset save` prints it (`10.0.0.0/8`, `10.0.0.1,tcp:80`, …)."""
 
     text: str
     nomatch: bool = False
 
 
-class IpSet(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IpSet(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One ipset: `type` is `hash:net`, `bitmap:port`, `list:set`, …; family 4 or 6 (0 where it has none)."""
 
     name: str
@@ -366,7 +366,7 @@ class IpSet(Struct, frozen=True, kw_only=True, omit_defaults=True):
     entries: tuple[IpSetEntry, ...] = ()
 
 
-class NftTable(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NftTable(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One native nftables table: `family` is ip, ip6, inet, arp, bridge or netdev. Tables that iptables-nft owns are not here.
 
     `objects` is the JSON text of each object that `nft -j list table` gives (chain, set, map, element, rule …), in order.
@@ -379,7 +379,7 @@ class NftTable(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hooks: tuple[tuple[str, str, str, int, str], ...] = ()
 
 
-class IpvsDestination(Struct, frozen=True, array_like=True):
+class IpvsDestination(Struct, frozen=True, gc=False, array_like=True):
     """One real server: address, port, forwarding method (masq, tunnel, route), weight.
 
     `encapsulation` is that of a tunnel: ipip (also for IPv6), gue or gre.
@@ -392,7 +392,7 @@ class IpvsDestination(Struct, frozen=True, array_like=True):
     encapsulation: str = "ipip"
 
 
-class IpvsService(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IpvsService(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One virtual service of IPVS; `fwmark` is set instead of address and port where the service is by mark.
 
     `family` is 4 or 6, and is told here for services by mark (0: by `ip`). `netmask` groups the clients of a persistent service
@@ -413,7 +413,7 @@ class IpvsService(Struct, frozen=True, kw_only=True, omit_defaults=True):
     destinations: tuple[IpvsDestination, ...] = ()
 
 
-class IpvsConnection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IpvsConnection(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One entry of IPVS's own connection table; a persistence template has client port 0.
 
     A template's client is the masked address; its virtual port is 0 where the service has no port or is by mark (then the
@@ -431,7 +431,7 @@ class IpvsConnection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_s: int = 0
 
 
-class RouteException(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RouteException(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A cached path MTU or redirect (`ip route show cache`)."""
 
     dst: Ip
@@ -441,7 +441,7 @@ class RouteException(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_s: int = 0
 
 
-class NetNS(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NetNS(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Everything collected from one network namespace.
 
     `sysctls` maps the path below /proc/sys, with slashes, to the value's text: `net/ipv4/conf/flannel.1/rp_filter`.
@@ -468,7 +468,10 @@ class NetNS(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def lacks(self, section: Section) -> str | None:
         """Return why a section is missing, or None if it was collected."""
-        return next((gap.reason for gap in self.missing if gap.section == section), None)
+        for gap in self.missing:
+            if gap.section == section:
+                return gap.reason
+        return None
 
     def interface(self, name: str) -> Interface | None:
         """Return the interface of that name."""

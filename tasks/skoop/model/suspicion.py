@@ -18,7 +18,7 @@ class Level(StrEnum):
     FATAL = "fatal"
 
 
-class SetSysctl(Struct, frozen=True, tag="sysctl", kw_only=True):
+class SetSysctl(Struct, frozen=True, gc=False, tag="sysctl", kw_only=True):
     """Write a sysctl; `key` is the path below /proc/sys."""
 
     netns: NetnsId
@@ -26,7 +26,7 @@ class SetSysctl(Struct, frozen=True, tag="sysctl", kw_only=True):
     value: str
 
 
-class DeleteRule(Struct, frozen=True, tag="delete-rule", kw_only=True):
+class DeleteRule(Struct, frozen=True, gc=False, tag="delete-rule", kw_only=True):
     """Remove one iptables rule, by position (from 1) and text (both must agree)."""
 
     netns: NetnsId
@@ -38,7 +38,7 @@ class DeleteRule(Struct, frozen=True, tag="delete-rule", kw_only=True):
     raw: str
 
 
-class InsertRule(Struct, frozen=True, tag="insert-rule", kw_only=True):
+class InsertRule(Struct, frozen=True, gc=False, tag="insert-rule", kw_only=True):
     """Insert an iptables rule (text after `-A CHAIN `) before position `rule` (from 1; 0 appends)."""
 
     netns: NetnsId
@@ -50,7 +50,7 @@ class InsertRule(Struct, frozen=True, tag="insert-rule", kw_only=True):
     raw: str
 
 
-class AddChain(Struct, frozen=True, tag="add-chain", kw_only=True):
+class AddChain(Struct, frozen=True, gc=False, tag="add-chain", kw_only=True):
     """Make a user's chain, unless there is one of that name."""
 
     netns: NetnsId
@@ -60,7 +60,7 @@ class AddChain(Struct, frozen=True, tag="add-chain", kw_only=True):
     chain: str
 
 
-class SetPolicy(Struct, frozen=True, tag="set-policy", kw_only=True):
+class SetPolicy(Struct, frozen=True, gc=False, tag="set-policy", kw_only=True):
     """Set the policy of a built-in chain."""
 
     netns: NetnsId
@@ -71,21 +71,21 @@ class SetPolicy(Struct, frozen=True, tag="set-policy", kw_only=True):
     policy: str
 
 
-class AddRoute(Struct, frozen=True, tag="add-route", kw_only=True):
+class AddRoute(Struct, frozen=True, gc=False, tag="add-route", kw_only=True):
     """Add or replace a route."""
 
     netns: NetnsId
     route: Route
 
 
-class DeleteRoute(Struct, frozen=True, tag="delete-route", kw_only=True):
+class DeleteRoute(Struct, frozen=True, gc=False, tag="delete-route", kw_only=True):
     """Remove a route."""
 
     netns: NetnsId
     route: Route
 
 
-class DeletePolicyRule(Struct, frozen=True, tag="delete-ip-rule", kw_only=True):
+class DeletePolicyRule(Struct, frozen=True, gc=False, tag="delete-ip-rule", kw_only=True):
     """Remove the `ip rule` of that family, priority and table."""
 
     netns: NetnsId
@@ -94,7 +94,7 @@ class DeletePolicyRule(Struct, frozen=True, tag="delete-ip-rule", kw_only=True):
     table: int
 
 
-class SetLink(Struct, frozen=True, tag="set-link", kw_only=True, omit_defaults=True):
+class SetLink(Struct, frozen=True, gc=False, tag="set-link", kw_only=True, omit_defaults=True):
     """Change a link: what is None stays."""
 
     netns: NetnsId
@@ -108,7 +108,7 @@ class SetLink(Struct, frozen=True, tag="set-link", kw_only=True, omit_defaults=T
     """State of a bridge port: forwarding, blocking …"""
 
 
-class AddAddress(Struct, frozen=True, tag="add-address", kw_only=True):
+class AddAddress(Struct, frozen=True, gc=False, tag="add-address", kw_only=True):
     """Give an interface an address."""
 
     netns: NetnsId
@@ -116,7 +116,7 @@ class AddAddress(Struct, frozen=True, tag="add-address", kw_only=True):
     address: Address
 
 
-class SetNeighbour(Struct, frozen=True, tag="set-neighbour", kw_only=True):
+class SetNeighbour(Struct, frozen=True, gc=False, tag="set-neighbour", kw_only=True):
     """Add, replace or (`mac` None) remove a neighbour entry."""
 
     netns: NetnsId
@@ -126,7 +126,7 @@ class SetNeighbour(Struct, frozen=True, tag="set-neighbour", kw_only=True):
     state: NeighbourState = NeighbourState.PERMANENT
 
 
-class SetFdb(Struct, frozen=True, tag="set-fdb", kw_only=True):
+class SetFdb(Struct, frozen=True, gc=False, tag="set-fdb", kw_only=True):
     """Add or replace a forwarding entry (same MAC and device), or remove it."""
 
     netns: NetnsId
@@ -134,21 +134,21 @@ class SetFdb(Struct, frozen=True, tag="set-fdb", kw_only=True):
     remove: bool = False
 
 
-class AddSocket(Struct, frozen=True, tag="add-socket", kw_only=True):
+class AddSocket(Struct, frozen=True, gc=False, tag="add-socket", kw_only=True):
     """Let somebody listen: the application's matter, stated so that the claim can be tested."""
 
     netns: NetnsId
     socket: Socket
 
 
-class AcceptConnections(Struct, frozen=True, tag="accept-connections", kw_only=True):
+class AcceptConnections(Struct, frozen=True, gc=False, tag="accept-connections", kw_only=True):
     """Let the listener on a port accept what waits in its queue: the application's matter, stated to test the claim."""
 
     netns: NetnsId
     port: int
 
 
-class FlushConntrack(Struct, frozen=True, tag="flush-conntrack", kw_only=True):
+class FlushConntrack(Struct, frozen=True, gc=False, tag="flush-conntrack", kw_only=True):
     """Forget the entries whose original destination is this."""
 
     netns: NetnsId
@@ -156,7 +156,7 @@ class FlushConntrack(Struct, frozen=True, tag="flush-conntrack", kw_only=True):
     dport: int
 
 
-class ForgetPathMtu(Struct, frozen=True, tag="forget-path-mtu", kw_only=True):
+class ForgetPathMtu(Struct, frozen=True, gc=False, tag="forget-path-mtu", kw_only=True):
     """Forget the path MTUs that were learnt from ICMP errors (else they stay for ten minutes)."""
 
     netns: NetnsId
@@ -182,7 +182,7 @@ Change = (
 )
 
 
-class Remedy(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Remedy(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What mends it: the change of state, for the proof; `commands` that a person would type, each with its host; `advice`."""
 
     changes: tuple[Change, ...] = ()
@@ -190,7 +190,7 @@ class Remedy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     advice: str = ""
 
 
-class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Evidence(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What was seen, what was expected, and the line of the dump that shows it."""
 
     seen: str = ""
@@ -199,7 +199,7 @@ class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True):
     digest: str = ""
 
 
-class Suspicion(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Suspicion(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One thing that looks wrong. `code` is stable (`KP-ROUTE-003`); `subject` is the NetNode's id (its namespace)."""
 
     level: Level

@@ -46,7 +46,7 @@ class Stage(StrEnum):
     INFRA = "infra"
 
 
-class Place(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Place(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Where in the collected state something is decided, named as the user would see it in his own tools.
 
     For netfilter: `backend` (legacy, nft), `family`, `hook` (PREROUTING …), `table`, `chain`, `rule` (position from 1; 0 = the
@@ -119,7 +119,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Step(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One thing that happened to the packet.
 
     `action` is a stable word (recv, send, match, dnat, snat, masquerade, mark, notrack, route, neighbour, forward, bridge,
@@ -132,7 +132,7 @@ class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
     packet: Packet | None = None
 
 
-class IcmpError(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IcmpError(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """An error that came back to the sender: type, code, who sent it, the MTU it told (0: none), `local`: own kernel said so."""
 
     type: int
@@ -143,7 +143,7 @@ class IcmpError(Struct, frozen=True, kw_only=True, omit_defaults=True):
     errno: str = ""
 
 
-class Walk(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Walk(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One possible way of one packet, from where it started to where it ended.
 
     `probability` is of this way among all ways of this packet. `place` and `reason` say where and why it ended. `packet` is

@@ -12,7 +12,7 @@ class Backend(StrEnum):
     NFT = "nft"
 
 
-class Match(Struct, frozen=True, array_like=True):
+class Match(Struct, frozen=True, gc=False, array_like=True):
     """One condition of a rule, as the dump has it.
 
     `name` is the extension (`conntrack`, `addrtype`, …), or for what needs no `-m`: `src`, `dst`, `in`, `out`, `proto`,
@@ -25,7 +25,7 @@ class Match(Struct, frozen=True, array_like=True):
     options: tuple[tuple[str, bool, tuple[str, ...]], ...] = ()
 
 
-class Target(Struct, frozen=True, array_like=True):
+class Target(Struct, frozen=True, gc=False, array_like=True):
     """What a rule does: `name` is ACCEPT, DNAT, a chain, … or "" (counts only); `goto` for `-g`; options as in Match."""
 
     name: str = ""
@@ -33,7 +33,7 @@ class Target(Struct, frozen=True, array_like=True):
     options: tuple[tuple[str, bool, tuple[str, ...]], ...] = ()
 
 
-class Rule(Struct, frozen=True, array_like=True):
+class Rule(Struct, frozen=True, gc=False, array_like=True):
     """One rule. `raw` is its text after `-A CHAIN `, without counters, as the user would see it in his own dump."""
 
     raw: str
@@ -41,7 +41,7 @@ class Rule(Struct, frozen=True, array_like=True):
     target: Target = Target()
 
 
-class Chain(Struct, frozen=True, array_like=True):
+class Chain(Struct, frozen=True, gc=False, array_like=True):
     """A chain: `policy` is ACCEPT or DROP for a built-in chain, "" for a user's."""
 
     name: str
@@ -49,7 +49,7 @@ class Chain(Struct, frozen=True, array_like=True):
     rules: tuple[Rule, ...] = ()
 
 
-class XTable(Struct, frozen=True, kw_only=True):
+class XTable(Struct, frozen=True, gc=False, kw_only=True):
     """One table (raw, mangle, nat, filter, security) of one family (4 or 6) in one back end."""
 
     backend: Backend

@@ -7,6 +7,7 @@ out: helpers and expectations, TCP window tracking, port clashes on SNAT, the ta
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Self
 
 from msgspec import Struct
@@ -17,7 +18,7 @@ from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import ConntrackEntry, NetNS, Tuple
 
 
-class Conn(Struct, frozen=True, kw_only=True):
+class Conn(Struct, frozen=True, gc=False, kw_only=True):
     """A tracked connection. `src_done`/`dst_done`: NAT has been set up for that manipulation (a null binding counts)."""
 
     protocol: Protocol
@@ -37,14 +38,13 @@ class Conn(Struct, frozen=True, kw_only=True):
 
     def status(self) -> frozenset[str]:
         """Return what `--ctstatus` and the virtual states DNAT and SNAT look at."""
-        names = (
-            ("SNAT", self.snat),
-            ("DNAT", self.dnat),
-            ("SEEN_REPLY", self.seen_reply),
-            ("CONFIRMED", self.confirmed),
-            ("ASSURED", self.assured),
-        )
-        return frozenset(name for name, there in names if there)
+        return _status(self.snat, self.dnat, self.seen_reply, self.confirmed, self.assured)
+
+
+@lru_cache(maxsize=32)
+def _status(*there: bool) -> frozenset[str]:
+    names = ("SNAT", "DNAT", "SEEN_REPLY", "CONFIRMED", "ASSURED")
+    return frozenset(name for name, is_there in zip(names, there, strict=True) if is_there)
 
 
 def tuple_of(packet: Packet) -> Tuple:

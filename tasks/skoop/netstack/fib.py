@@ -29,7 +29,7 @@ ROUTE_ERRNO = {"unreachable": "EHOSTUNREACH", "blackhole": "EINVAL", "prohibit":
 RULE_ERRNO = {"unreachable": "ENETUNREACH", "blackhole": "EINVAL", "prohibit": "EACCES"}
 
 
-class FlowKey(Struct, frozen=True, kw_only=True):
+class FlowKey(Struct, frozen=True, gc=False, kw_only=True):
     """What a lookup is made with (struct flowi4). `iif` "" means locally made, `oif` "" unbound; `src` None unspecified."""
 
     dst: Ip
@@ -59,7 +59,7 @@ class FlowKey(Struct, frozen=True, kw_only=True):
         )
 
 
-class Leg(Struct, frozen=True, kw_only=True):
+class Leg(Struct, frozen=True, gc=False, kw_only=True):
     """One usable next hop of a found route, with its share among the legs."""
 
     nexthop: NextHop
@@ -71,7 +71,7 @@ class Leg(Struct, frozen=True, kw_only=True):
         return self.nexthop.dev or ""
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Found(Struct, frozen=True, gc=False, kw_only=True):
     """A lookup that ended at a route; `legs` is empty for types that are no way out. `errno` set: the flow is refused."""
 
     route: Route | None
@@ -161,6 +161,8 @@ class Router:
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules
         )
         self._cache: dict[tuple[Ip, str], Found | None] = {}
+        self._by_key: dict[tuple[FlowKey, frozenset[str]], Found | None] = {}
+        self._local_types: dict[Ip, str | None] = {}
 
     def lookup(self, key: FlowKey, *, ignore_linkdown: frozenset[str] = frozenset()) -> Found | None:
         """Return the route for a flow, or None if no rule leads to one (ENETUNREACH).
@@ -175,7 +177,10 @@ class Router:
             if slot not in self._cache:
                 self._cache[slot] = self._lookup(key, ignore_linkdown)
             return self._cache[slot]
-        return self._lookup(key, ignore_linkdown)
+        every = (key, ignore_linkdown)
+        if every not in self._by_key:
+            self._by_key[every] = self._lookup(key, ignore_linkdown)
+        return self._by_key[every]
 
     def _lookup(self, key: FlowKey, ignore_linkdown: frozenset[str]) -> Found | None:
         number = ip_int(key.dst)
@@ -260,10 +265,14 @@ class Router:
 
     def local_types(self, ip: Ip) -> str | None:
         """Return the type of the address in the local table alone, or None (inet_addr_type)."""
+        if ip in self._local_types:
+            return self._local_types[ip]
         table = self._tables.get(LOCAL_TABLE)
-        if table is None:
-            return None
-        return next((route.type for _, route in table.candidates(ip_int(ip))), None)
+        found = None
+        if table is not None:
+            found = next((route.type for _, route in table.candidates(ip_int(ip))), None)
+        self._local_types[ip] = found
+        return found
 
     def local_devs(self, ip: Ip) -> frozenset[str]:
         """Return the devices whose local routes hold the address."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.skoop.netstack.netfilter import Op
 
 
-class Answers(Struct, frozen=True, kw_only=True):
+class Answers(Struct, frozen=True, gc=False, kw_only=True):
     """Who answers a request for an address: no MAC, one, or several (an address that two hosts have); `by` which devices.
 
     `outside`: the link leads to where nothing was collected, so that somebody there may answer. `stopped` are the steps by
@@ -83,6 +83,10 @@ class Namespace:
         self.known = Known(state)
         self._plans: dict[tuple[int, Hook], tuple[Op, ...]] = {}
         self._places: dict[tuple[Stage, str, str], Place] = {}
+        self._conf: dict[tuple[str, str, int, int], int] = {}
+        self._vrfs = frozenset(link.name for link in state.interfaces if link.vrf_table is not None)
+        self._own = frozenset(address.ip for link in state.interfaces for address in link.addresses)
+        self._calls_iptables: dict[tuple[str, int], bool] = {}
         self._linkdown = frozenset(name for name in self.links if self.either("ignore_routes_with_linkdown", name))
         self._path_mtu = {(entry.dst, entry.dev or ""): entry.mtu for entry in state.route_exceptions if entry.mtu}
 
@@ -101,11 +105,12 @@ class Namespace:
     def plan(self, family: int, hook: Hook) -> "tuple[Op, ...]":
         """Return what runs at a hook, in order (made once by `netfilter.plan`)."""
         slot = (family, hook)
-        if slot not in self._plans:
+        found = self._plans.get(slot)
+        if found is None:
             from tasks.skoop.netstack.netfilter import plan
 
-            self._plans[slot] = plan(self, family, hook)
-        return self._plans[slot]
+            found = self._plans[slot] = plan(self, family, hook)
+        return found
 
     def tracks(self, family: int) -> bool:
         """Say whether the kernel tracks connections here at all (only if some rule needs it; KERNEL.md 4.2)."""
@@ -115,6 +120,8 @@ class Namespace:
 
     def gap(self, *sections: Section) -> str | None:
         """Return which of the sections (by default the essential ones) is missing and why, or None if all are there."""
+        if not self.state.missing:
+            return None
         for section in sections or ESSENTIAL:
             if (why := self.state.lacks(section)) is not None:
                 return f"{self.id}: {section} ({why})"
@@ -125,9 +132,10 @@ class Namespace:
     def place(self, stage: Stage, *, dev: str = "", key: str = "") -> Place:
         """Return the place of that name in this namespace."""
         slot = (stage, dev, key)
-        if slot not in self._places:
-            self._places[slot] = Place(netns=self.id, stage=stage, dev=dev, key=key)
-        return self._places[slot]
+        found = self._places.get(slot)
+        if found is None:
+            found = self._places[slot] = Place(netns=self.id, stage=stage, dev=dev, key=key)
+        return found
 
     # --- sysctls -------------------------------------------------------------------------------------------------
 
@@ -140,7 +148,11 @@ class Namespace:
 
     def conf(self, name: str, dev: str, default: int = 0, family: int = 4) -> int:
         """Return net.ipv4.conf.<dev>.<name> (or its IPv6 sister)."""
-        return self.sysctl(f"net/ipv{family}/conf/{dev}/{name}", default)
+        slot = (name, dev, default, family)
+        found = self._conf.get(slot)
+        if found is None:
+            found = self._conf[slot] = self.sysctl(f"net/ipv{family}/conf/{dev}/{name}", default)
+        return found
 
     def either(self, name: str, dev: str) -> bool:
         """Return all OR interface (IN_DEV_ORCONF)."""
@@ -158,11 +170,17 @@ class Namespace:
 
     def bridge_calls_iptables(self, bridge: str, family: int) -> bool:
         """Say whether bridged packets of the family see iptables: br_netfilter's sysctl, or the bridge's own switch."""
-        link = self.links.get(bridge)
-        own = link.bridge if link else None
-        if family == 6:
-            return bool(self.sysctl("net/bridge/bridge-nf-call-ip6tables") or (own and own.nf_call_ip6tables))
-        return bool(self.sysctl("net/bridge/bridge-nf-call-iptables") or (own and own.nf_call_iptables))
+        slot = (bridge, family)
+        found = self._calls_iptables.get(slot)
+        if found is None:
+            link = self.links.get(bridge)
+            own = link.bridge if link else None
+            if family == 6:
+                found = bool(self.sysctl("net/bridge/bridge-nf-call-ip6tables") or (own and own.nf_call_ip6tables))
+            else:
+                found = bool(self.sysctl("net/bridge/bridge-nf-call-iptables") or (own and own.nf_call_iptables))
+            self._calls_iptables[slot] = found
+        return found
 
     # --- routes and addresses ------------------------------------------------------------------------------------
 
@@ -181,10 +199,12 @@ class Namespace:
 
     def is_vrf(self, dev: str) -> bool:
         """Say whether the device is a VRF."""
-        return dev in self.links and self.links[dev].vrf_table is not None
+        return dev in self._vrfs
 
     def vrf_of(self, dev: str) -> str:
         """Return the VRF that the device is enslaved to, "" for none."""
+        if not self._vrfs:
+            return ""
         link = self.links.get(dev)
         return link.master if link and link.master and self.is_vrf(link.master) else ""
 
@@ -197,7 +217,7 @@ class Namespace:
 
     def has_address(self, ip: Ip) -> bool:
         """Say whether some device carries the address (inet_lookup_ifaddr_rcu)."""
-        return any(address.ip == ip for link in self.state.interfaces for address in link.addresses)
+        return ip in self._own
 
     def address_type(self, ip: Ip, dev: str | None) -> str:
         """Return the kernel's type of an address (inet_addr_type_table, inet_dev_addr_type)."""

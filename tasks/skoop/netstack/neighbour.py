@@ -131,16 +131,18 @@ def answers_for(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> Mac |
 
 
 def _answers4(ns: Namespace, dev: str, target: Ip, sender: Ip | None) -> bool:
+    own = ns.is_local_on(target, dev)
+    if not own and not _proxies(ns, dev, target):
+        return False
     if sender is not None and objects_to_source(ns, Packet(src=sender, dst=target), dev) is not None:
         return False
-    if ns.is_local_on(target, dev):
+    if own:
         if not _ignore_allows(ns, dev, target, sender):
             return False
         if ns.either("arp_filter", dev) and sender is not None:
             found = ns.routers[4].lookup(FlowKey(dst=sender, src=target))
             return found is not None and any(leg.dev == dev for leg in found.legs)
-        return True
-    return _proxies(ns, dev, target)
+    return True
 
 
 def _proxies(ns: Namespace, dev: str, target: Ip) -> bool:

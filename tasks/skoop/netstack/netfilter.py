@@ -45,6 +45,7 @@ _CONNTRACK = -200
 _NAT_DST = -100
 _NAT_SRC = 100
 _CONFIRM = 1 << 31
+_NO_CONNECTION = ConnectionView()
 _DRAWN = 65000
 """Stands for ports that the kernel draws at random."""
 
@@ -126,7 +127,11 @@ def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     ways = [skb]
     skb.hook_out = skb.out_dev
     for op in ns.plan(family, hook):
-        ways = [after for way in ways for after in ((way,) if way.end or way.stolen else _apply(ns, way, hook, op))]
+        if len(ways) == 1:
+            if ways[0].end is None and not ways[0].stolen:
+                ways = _apply(ns, ways[0], hook, op)
+        else:
+            ways = [after for way in ways for after in ((way,) if way.end or way.stolen else _apply(ns, way, hook, op))]
     return ways
 
 
@@ -148,10 +153,13 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
 
 
 def _view(ns: Namespace, skb: Skb) -> ConnectionView:
-    conn = skb.connection(ns.id)
-    if conn is None:
-        return ConnectionView()
-    return ConnectionView(
+    if skb.conn < 0:
+        return _NO_CONNECTION
+    conn = skb.flow[ns.id][skb.conn]
+    seen = skb.view
+    if seen is not None and seen[0] is conn and seen[1] == skb.is_reply:
+        return seen[2]
+    view = ConnectionView(
         original=conn.original,
         reply=conn.reply,
         is_reply=skb.is_reply,
@@ -159,6 +167,8 @@ def _view(ns: Namespace, skb: Skb) -> ConnectionView:
         mark=conn.mark,
         zone=conn.zone,
     )
+    skb.view = (conn, skb.is_reply, view)
+    return view
 
 
 def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
@@ -180,8 +190,15 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
 
 
 def _ways(skb: Skb, results: tuple[TableResult, ...]) -> list[tuple[Skb, TableResult]]:
-    alone = len(results) == 1
-    pairs = [(skb if alone else skb.clone(), result) for result in results]
+    if len(results) == 1:
+        result = results[0]
+        skb.probability *= result.probability
+        skb.record(result.steps)
+        skb.packet = result.packet
+        if result.missing:
+            skb.missing = (*skb.missing, *result.missing)
+        return [(skb, result)]
+    pairs = [(skb.clone(), result) for result in results]
     for way, result in pairs:
         way.probability *= result.probability
         way.record(result.steps)
@@ -334,9 +351,9 @@ def track(ns: Namespace, skb: Skb) -> None:
             skb.packet = packet.with_(ct_state=CtState.INVALID)
             skb.conn = -1
             return
-        met = replace(conn, seen_reply=conn.seen_reply or skb.is_reply, assured=conn.assured or _assures(conn, skb))
-        if met != conn:
-            conn = met
+        seen_reply, assured = conn.seen_reply or skb.is_reply, conn.assured or _assures(conn, skb)
+        if seen_reply != conn.seen_reply or assured != conn.assured:
+            conn = replace(conn, seen_reply=seen_reply, assured=assured)
             skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
     skb.packet = packet.with_(ct_state=conntrack.state_of(conn, skb.is_reply))
 
@@ -371,14 +388,19 @@ def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
     ways = [skb]
     if not done and not skb.is_reply:
         ways = _consult(ns, skb, hook, tables, source=source)
-    after_nat = [
-        after for way in ways for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
-    ]
+    if len(ways) == 1:
+        after_nat = ways if ways[0].end is not None else _rewrite(ns, ways[0], hook, source=source)
+    else:
+        after_nat = [
+            after
+            for way in ways
+            for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
+        ]
     # nf_nat_ipv4_local_fn sees two tuples that differ, as after a DNAT, and routes what IPVS balanced again
     again = hook == Hook.OUTPUT and not skb.is_reply and conn.original.dst != conn.reply.src
-    return [
-        after for way in after_nat for after in (reroute(ns, way) if again and way.ipvs and way.end is None else [way])
-    ]
+    if not again:
+        return after_nat
+    return [after for way in after_nat for after in (reroute(ns, way) if way.ipvs and way.end is None else [way])]
 
 
 def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
@@ -524,7 +546,7 @@ def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> list[Skb]:
     conn = skb.flow[ns.id][skb.conn]
     before = skb.packet
     after = conntrack.translate(before, conn, skb.is_reply, source=source)
-    if after == before:
+    if after is before or after == before:
         return [skb]
     skb.packet = after
     what = "snat" if source else "dnat"

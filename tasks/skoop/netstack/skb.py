@@ -16,6 +16,7 @@ from tasks.skoop.model.state import Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Step
 from tasks.skoop.netstack.conntrack import Conn, Flow
 from tasks.skoop.netstack.fib import Found, Leg
+from tasks.skoop.netstack.xtables.api import ConnectionView
 
 Trail = tuple["Trail", Step] | None
 """Steps as a chain from the last to the first, so that ways that part share their beginning."""
@@ -33,6 +34,8 @@ def steps_of(trail: Trail) -> tuple[Step, ...]:
 class At(Enum):
     """Where in the stack the packet is next, by the kernel's function names."""
 
+    __hash__ = object.__hash__  # equal only to itself; Enum's own hash is computed in Python for every packet
+
     IP_RCV = auto()
     IP_RCV_FINISH = auto()
     IP_LOCAL_DELIVER = auto()
@@ -49,7 +52,7 @@ class At(Enum):
     WIREGUARD_XMIT = auto()
 
 
-class Response(Struct, frozen=True, kw_only=True):
+class Response(Struct, frozen=True, gc=False, kw_only=True):
     """A packet that the stack itself sends in answer (RST, ICMP error, echo reply), and the connection it belongs to (-1: none)."""
 
     packet: Packet
@@ -65,7 +68,7 @@ class Response(Struct, frozen=True, kw_only=True):
     """The device that its route is bound to (the VRF that the packet came in by)."""
 
 
-class End(Struct, frozen=True, kw_only=True):
+class End(Struct, frozen=True, gc=False, kw_only=True):
     """The packet's way ended in this namespace."""
 
     outcome: Outcome
@@ -79,7 +82,7 @@ class End(Struct, frozen=True, kw_only=True):
     """The device that the socket is bound to from now on: SO_BINDTODEVICE, or the VRF of a connection (inet_request_bound_dev_if)."""
 
 
-class Emit(Struct, frozen=True, kw_only=True):
+class Emit(Struct, frozen=True, gc=False, kw_only=True):
     """The packet leaves by this device."""
 
     dev: str
@@ -90,7 +93,7 @@ class Emit(Struct, frozen=True, kw_only=True):
     entry: str = ""
 
 
-class Exit(Struct, frozen=True, kw_only=True):
+class Exit(Struct, frozen=True, gc=False, kw_only=True):
     """One way through a namespace: it ends here (`end`) or goes on over a link (`emit`).
 
     `path_mtu` is the largest IP packet in bytes that would pass all devices so far without being split (0: no device yet);
@@ -152,6 +155,7 @@ class Skb:
         "stolen",
         "trail",
         "untracked",
+        "view",
         "vlan",
         "zone",
     )
@@ -194,6 +198,7 @@ class Skb:
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
+        self.view: tuple[Conn, bool, ConnectionView] | None = None  # what rules were last shown of the connection
         self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None

@@ -12,7 +12,7 @@ from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.namespace import Namespace
 
 
-class Objection(Struct, frozen=True, kw_only=True):
+class Objection(Struct, frozen=True, gc=False, kw_only=True):
     """Why the source is not accepted, and which sysctl or address decides."""
 
     reason: Reason

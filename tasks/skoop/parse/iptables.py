@@ -18,6 +18,11 @@ COMPLETED = re.compile(r"# Completed(?: on .*\d{4})?$")
 GENERATED = "# Generated"
 NOT_A_DUMP = "this is not a dump; take one with iptables-save"
 TRUNCATED = "the dump was cut short; take it again"
+SMALL_DUMP = 5_000
+"""Dumps of so many lines are read again and again (a lab, a watch); in larger ones the fragments repeat, not the rules."""
+REMEMBERED = 50_000
+_RULES: dict[str, Rule] = {}
+"""What the rules of small dumps mean, by their text alone; begun anew when it holds REMEMBERED of them."""
 
 
 def parse_iptables_save(
@@ -88,7 +93,7 @@ class _Dump:
         """Read from the line after `*name` to COMMIT."""
         policies: dict[str, str] = {}
         rules: dict[str, list[Rule]] = {}
-        read = self.reader.rule
+        read = self._remembered if len(self.lines) <= SMALL_DUMP else self.reader.rule
         for number, line in enumerate(self.lines[self.number :], self.number + 1):
             first = line[:1]
             if first == "-":
@@ -112,6 +117,16 @@ class _Dump:
                 raise self._bad_rule(line, number, error) from None
         self.number = len(self.lines)
         raise self.fail("the table has no COMMIT", advice=TRUNCATED)
+
+    def _remembered(self, spec: str) -> Rule:
+        """Return the rule of this text, the same object for the same text as long as it is remembered. Raises SpecError."""
+        rule = _RULES.get(spec)
+        if rule is None:
+            rule = self.reader.rule(spec)
+            if len(_RULES) >= REMEMBERED:
+                _RULES.clear()
+            _RULES[spec] = rule
+        return rule
 
     def _declaration(self, line: str, policies: dict[str, str], rules: dict[str, list[Rule]]) -> None:
         """Take a line of a table that is not a rule: a chain, a remark, nothing; anything else is an error."""

@@ -45,7 +45,7 @@ class NatKind(StrEnum):
     NETMAP = "netmap"
 
 
-class NatAction(Struct, frozen=True, kw_only=True):
+class NatAction(Struct, frozen=True, gc=False, kw_only=True):
     """A translation that a rule asks for.
 
     `addresses` are (first, last) of each address range ((), for MASQUERADE and REDIRECT); `ports` (first, last) or None; `random`: the
@@ -58,7 +58,7 @@ class NatAction(Struct, frozen=True, kw_only=True):
     random: bool = False
 
 
-class ConnectionView(Struct, frozen=True, kw_only=True):
+class ConnectionView(Struct, frozen=True, gc=False, kw_only=True):
     """What rules may ask of the packet's connection. `status` holds SNAT, DNAT, SEEN_REPLY, ASSURED, CONFIRMED, EXPECTED."""
 
     original: Tuple | None = None
@@ -84,7 +84,7 @@ class Facts(Interface):
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""
 
 
-class HookContext(Struct, frozen=True, kw_only=True):
+class HookContext(Struct, frozen=True, gc=False, kw_only=True):
     """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports.
 
     Since Linux 5.7 POSTROUTING has the input device of a forwarded packet as well (ip_output, ip6_output).
@@ -107,7 +107,7 @@ class HookContext(Struct, frozen=True, kw_only=True):
     """Source MAC of the frame, for `-m mac`; "" where it has none."""
 
 
-class TableResult(Struct, frozen=True, kw_only=True):
+class TableResult(Struct, frozen=True, gc=False, kw_only=True):
     """One way through the table.
 
     `packet` carries changed mark, TTL, DSCP. `steps` name every rule that matched and the policy that decided, in order.

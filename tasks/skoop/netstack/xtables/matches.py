@@ -5,6 +5,7 @@ so. `SPLITS` and `UNKNOWN` name those whose answer no dump can give.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from tasks.skoop.model.state import NetNS, Section
 from tasks.skoop.model.xtables import Match
@@ -78,6 +79,9 @@ MATCHES: Mapping[str, Builder] = {
 REMARKS = frozenset(("comment",))
 """Matches that are no condition."""
 
+OF_NAMESPACE = frozenset(("set", "recent", "connlimit", "ipvs"))
+"""Matches whose condition is made of more than their options: of the namespace's state, or of the chain."""
+
 SHARED_NAMES = frozenset(("dst", "frag"))
 """Names that are `-d` and `-f`, and in IPv6 also matches of extension headers, told apart by their options."""
 
@@ -87,6 +91,23 @@ NO_CONDITION = frozenset(("update-counters", "update-subcounters"))
 
 def _not_simulated(_: Options, __: int) -> Condition:
     raise NotUnderstood("it is not simulated")
+
+
+def _incomplete(match: Match) -> Condition:
+    return chance.not_simulated(match.name, match.options, f"-m {match.name}: its options are incomplete")
+
+
+@lru_cache(maxsize=1 << 14)
+def _of_packet(match: Match, family: int) -> Condition:
+    """Return the condition of a match that is made of its options alone: the same for every rule and namespace."""
+    try:
+        if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
+            return header.no_extension_header(match.options, family)
+        return MATCHES.get(match.name, _not_simulated)(match.options, family)
+    except NotUnderstood as reason:
+        return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
+    except (ValueError, IndexError):
+        return _incomplete(match)
 
 
 class Scope:
@@ -112,6 +133,8 @@ class Scope:
         )
 
     def _shared(self, match: Match) -> Condition:
+        if match.name not in OF_NAMESPACE:
+            return _of_packet(match, self.family)
         if match not in self._made:
             self._made[match] = self.condition(match)
         return self._made[match]
@@ -129,13 +152,11 @@ class Scope:
             if match.name == "ipvs":
                 lacking = self.netns.lacks(Section.IPVS)
                 return host.ipvs(match.options, None if lacking else len(self.netns.ipvs))
-            if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
-                return header.no_extension_header(match.options, self.family)
-            return MATCHES.get(match.name, _not_simulated)(match.options, self.family)
+            return _of_packet(match, self.family)
         except NotUnderstood as reason:
             return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
         except (ValueError, IndexError):
-            return chance.not_simulated(match.name, match.options, f"-m {match.name}: its options are incomplete")
+            return _incomplete(match)
 
     def _in_set(self, options: Options) -> Condition:
         given = {option[0]: option for option in options}

@@ -5,7 +5,7 @@ after the other, the matching side first, and bounded in number.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from msgspec.structs import replace
 
@@ -35,16 +35,16 @@ class CompiledChain:
         self.source = source
         self._table = table
         self._rules: list[CompiledRule | None] = [None] * len(source.rules)
-        self._all: tuple[CompiledRule, ...] | None = None
+        self.all: tuple[CompiledRule, ...] | None = None
         self._index: ChainIndex | None = None
         self._lists: tuple[int, ...] | None = None
 
     def candidates(self, view: PacketView) -> Sequence[CompiledRule]:
         """Return the rules that this packet could fit, in order; all others certainly do not fit."""
         if len(self._rules) < self._table.index_from:
-            if self._all is None:
-                self._all = tuple(self._rule(position) for position in range(len(self._rules)))
-            return self._all
+            if self.all is None:
+                self.all = tuple(self._rule(position) for position in range(len(self._rules)))
+            return self.all
         if self._index is None:
             self._index = ChainIndex(self.source.rules, self._table.family)
         return [self._rule(position) for position in self._index.candidates(view)]
@@ -125,6 +125,8 @@ class Table:
         doubtful = 0
         while pending:
             result = _run(pending.pop(), pending)
+            if not pending and not results:
+                return (result,)
             results.append(result)
             doubtful += bool(result.missing)
             if len(results) + len(pending) > MAX_WAYS:
@@ -170,16 +172,27 @@ def _merged(results: Sequence[TableResult]) -> tuple[TableResult, ...]:
 
 def _run(way: Way, pending: list[Way]) -> TableResult:
     """Walk one way to its end, adding the ways that part from it to `pending`."""
+    view = way.view
     while True:
-        if way.at >= len(way.rules):
-            result = way.leave()
-        else:
-            rule = way.rules[way.at]
+        for rule in islice(way.rules, way.at, None):
             way.at += 1
-            truth = rule.holds(way.view)
-            if truth is False or (truth is not True and not _take(way, rule, truth, pending)):
+            for condition in rule.conditions:
+                truth = condition(view)
+                if truth is not True:
+                    break
+            else:
+                break  # it certainly matches
+            if truth is False:
                 continue
-            result = rule.effect.act(way, rule)
+            truth = rule.holds(view)
+            if truth is not False and (truth is True or _take(way, rule, truth, pending)):
+                break
+        else:
+            result = way.leave()
+            if result is not None:
+                return result
+            continue
+        result = rule.effect.act(way, rule)
         if result is not None:
             return result
 

@@ -5,6 +5,7 @@ that is not known, or has an option that is not, ends the way with UNKNOWN: what
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from tasks.skoop.model.packet import CtState
 from tasks.skoop.model.xtables import Target
@@ -56,10 +57,16 @@ REJECT_WORDS = {
 
 def compile_target(target: Target, family: int, chain_of: Callable[[str], RuleChain | None]) -> Effect:
     """Return the effect of a target; `chain_of` gives a user chain of the table by name."""
-    name = target.name
-    chain = chain_of(name) if name else None
+    chain = chain_of(target.name) if target.name else None
     if chain is not None:
         return Effect(_goto(chain) if target.goto else _jump(chain))
+    return _of_options(target, family)
+
+
+@lru_cache(maxsize=1 << 13)
+def _of_options(target: Target, family: int) -> Effect:
+    """Return the effect of a target that is no chain: the same wherever it stands."""
+    name = target.name
     try:
         if name in PASSIVE:
             return Effect(_passive(PASSIVE[name]), passive=True)

@@ -18,7 +18,7 @@ class NotUnderstood(Exception):
     """A match or target, or a value of one, that this simulator cannot evaluate. The text says what and why."""
 
 
-class Chance(Struct, frozen=True):
+class Chance(Struct, frozen=True, gc=False):
     """An uncertain answer.
 
     `probability` is of "yes"; 1.0 and 0.0 are answers that rest on an assumption. `missing` says what would have to be known

@@ -93,6 +93,8 @@ class RuleChain(Protocol):
 
     name: str
     policy: str
+    all: "tuple[CompiledRule, ...] | None"
+    """Its rules, if there are few and they have been asked for before."""
 
     def candidates(self, view: PacketView) -> Sequence[CompiledRule]:
         """Return the rules that this packet could fit, in order; all others certainly do not fit."""
@@ -129,7 +131,7 @@ class Way:
         self.base = base
         self.hook = context.hook
         self.view = PacketView(context, table.family)
-        self.rules = base.candidates(self.view)
+        self.rules = base.all or base.candidates(self.view)
         self.at = 0
         self.stack: Frame | None = None
         self.steps: list[Step] = []
@@ -173,7 +175,7 @@ class Way:
             return self.finish(Verdict.UNKNOWN, missing=(f"{self._where()}: the chains call each other in a circle",))
         if push:
             self.stack = (self.rules, self.at, self.stack)
-        self.rules, self.at = chain.candidates(self.view), 0
+        self.rules, self.at = chain.all or chain.candidates(self.view), 0
         return None
 
     def leave(self) -> TableResult | None:
