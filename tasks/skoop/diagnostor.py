@@ -308,7 +308,7 @@ def _with_data(
     stands = outcome.client_sees == View.CONNECTED and not outcome.stalls and question.protocol == Protocol.TCP
     if not stands or not question.payload_bytes or reply is None:
         return outcome
-    size = _segment_bytes(diagnostor, forward, question.payload_bytes)
+    size = _segment_bytes(diagnostor, forward, reply, question.payload_bytes)
     flow: Flow | None = None
     for backwards in (False, True):
         length = size
@@ -327,10 +327,13 @@ def _with_data(
     return outcome
 
 
-def _segment_bytes(diagnostor: Diagnostor, forward: Course, payload: int) -> int:
-    """Return the size of the first full segment: the smaller of both ends' device MTUs, or all there is to send."""
+def _segment_bytes(diagnostor: Diagnostor, forward: Course, reply: Course, payload: int) -> int:
+    """Return the size of the first full segment: the smaller of the MTUs by which both ends send, or all there is to send.
+
+    What an end tells the other (MSS) is from the device that its own SYN leaves by (tcp_advertise_mss).
+    """
     limits = [65535]
-    for node_id, steps in ((forward.visited[0], forward.steps), (forward.last, forward.steps[::-1])):
+    for node_id, steps in ((forward.visited[0], forward.steps), (forward.last, reply.steps)):
         namespace = diagnostor.nodes.cabling.namespace(NetnsId(node_id))
         dev = next(
             (step.place.dev for step in steps if step.place.netns == node_id and step.place.dev not in ("", "lo")), ""

@@ -16,8 +16,9 @@ from tasks.skoop.model.addr import Ip, Mac, ip_int, ip_version, is_multicast
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import CtState, Frame, Packet
 from tasks.skoop.model.packet import Protocol as IpProtocol
-from tasks.skoop.model.state import FdbEntry, Interface, Section
+from tasks.skoop.model.state import FdbEntry, Interface, NeighbourState, Section
 from tasks.skoop.model.trace import Step
+from tasks.skoop.netstack.bridge import known_port
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.icmp import own_source
 from tasks.skoop.netstack.namespace import Answers, Namespace
@@ -32,6 +33,7 @@ L2_TUNNELS = frozenset(("geneve", "gretap", "ip6gretap"))
 _NOTHING = Packet(src=Ip("0.0.0.0"), dst=Ip("0.0.0.0"), length=0)
 _ALL_ZERO = "00:00:00:00:00:00"
 _SOLICITATION, _ADVERTISEMENT = 135, 136
+_INWARDS = (Hook.PREROUTING, Hook.INPUT)
 _NOBODY = Answers()
 
 
@@ -79,6 +81,7 @@ class Inquiry:
         self._stopped: tuple[Step, ...] = ()
         self._missing: tuple[str, ...] = ()
         self._asker: tuple[NetnsId, str] | None = None
+        self._home: Interface | None = None
         self._question = self._answer = None
         if ":" in target:
             asker = sender or Ip("fe80::1")
@@ -92,12 +95,14 @@ class Inquiry:
             return _NOBODY
         if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return self._silence()
+        self._home = ns.links.get(dev)
         if self.cables.one_way and dev in ns.links:
             self._asker = (netns, dev)
         found = self._ask(netns, dev, vlan)
         if found.macs and self._is_own(ns, dev):
             return self._silence()
-        if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
+        bridge = dev in ns.links and ns.links[dev].kind == "bridge"  # then each port has let its answer in, or not
+        if found.macs and not bridge and not self._passes(ns, self._answer, _INWARDS, in_dev=dev):
             return self._silence()
         if found.macs or found.outside:
             return found
@@ -127,7 +132,7 @@ class Inquiry:
             if vid is None:
                 return _NOBODY
             return _together(
-                self._ask(netns, port.name, tag)
+                self._ask_port(ns, link, port, tag)
                 for port in _flooding(ns, dev, None)
                 if (tag := tag_of(link, port, vid)) is not None
             )
@@ -148,6 +153,15 @@ class Inquiry:
         )
         if not found.macs and self.cables.owner(self.target) is None:
             return Answers(outside=True)
+        return found
+
+    def _ask_port(self, ns: Namespace, bridge: Interface, port: Interface, tag: int) -> Answers:
+        """Ask out of one port of a bridge that has the question itself."""
+        found = self._ask(ns.id, port.name, tag)
+        filtered = ns.bridge_calls_iptables(bridge.name, 6) and not tag
+        through = port.name if filtered else ""
+        if found.macs and not self._passes(ns, self._answer, _INWARDS, in_dev=bridge.name, phys_in=through):
+            return _NOBODY
         return found
 
     def _lacking_far(self, ns: Namespace, link: Interface) -> None:
@@ -228,7 +242,7 @@ class Inquiry:
             above = [(at, one) for at, one in stacks.above(here, IPVLANS | MACVLANS) if one.mode not in ("l3", "l3s")]
             if any(one.mode == "passthru" for _, one in above):
                 return _together(self._hear(*at) for at, _ in above)
-            own = self._answer_of(ns, dev, (Hook.PREROUTING, Hook.INPUT))
+            own = self._answer_of(ns, dev, _INWARDS)
             return _together(iter((own, *(self._hear(*at) for at, _ in above))))
         return self._hear_on_bridge(ns, master, link, vlan)
 
@@ -247,7 +261,7 @@ class Inquiry:
         if tag:
             own = self._hear(ns.id, master.name, tag)
         elif tag == 0:
-            own = self._answer_of(ns, master.name, (Hook.INPUT,) if filtered else (Hook.PREROUTING, Hook.INPUT))
+            own = self._answer_of(ns, master.name, (Hook.INPUT,) if filtered else _INWARDS, dev if filtered else "")
         across = (
             self._across(ns, master, link, port, tag, filtered=filtered)
             for port in _flooding(ns, master.name, link)
@@ -262,8 +276,12 @@ class Inquiry:
         if filtered and not self._bridged(ns, self._question, bridge, ingress, port):
             return _NOBODY
         found = self._ask(ns.id, port.name, vlan)
-        if found.macs and filtered and not self._bridged(ns, self._answer, bridge, port, ingress):
-            return _NOBODY
+        if found.macs and filtered:
+            hooks, dev = (Hook.PREROUTING,), bridge.name
+            if not self._passes(ns, self._answer, hooks, in_dev=dev, phys_in=port.name):
+                return _NOBODY
+            if not self._bridged(ns, self._answer, bridge, port, ingress):
+                return _NOBODY
         return found
 
     def _bridged(
@@ -279,17 +297,29 @@ class Inquiry:
             phys_out=egress.name,
         )
 
-    def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...]) -> Answers:
+    def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...], port: str = "") -> Answers:
         if (gap := cannot_tell(ns, dev, self.target)) is not None:
             return self._lacking(gap)
         mac = answers_for(ns, dev, self.target, self.sender)
         if mac is not None and self._asker and not self._comes_back(ns, dev):
             return _NOBODY
-        if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev):
+        if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev, phys_in=port):
             return _NOBODY
         if not self._passes(ns, self._answer, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
             return _NOBODY
+        if self._goes_astray(ns, dev):
+            return _NOBODY
         return Answers(macs=(mac,), by=((ns.id, dev),))
+
+    def _goes_astray(self, ns: Namespace, dev: str) -> bool:
+        """Say whether an advertisement goes to another: it is sent like any packet (ndisc_send_na).
+
+        The solicitation has told the asker's link-layer address, but a permanent entry does not learn (neigh_update).
+        """
+        if self.sender is None or ":" not in self.target or self._home is None:
+            return False
+        entry = ns.neighbours.get((dev, self.sender))
+        return entry is not None and entry.state == NeighbourState.PERMANENT and entry.mac != self._home.mac
 
     def _comes_back(self, ns: Namespace, dev: str) -> bool:
         """Say whether the answer finds the asker."""
@@ -310,7 +340,8 @@ class Inquiry:
             for name, dev in devices.items():
                 setattr(skb, name, dev)
             ways = traverse(ns, skb, hook)
-            if all(way.end is not None for way in ways):
+            # whoever hears it looks whether it came from the link itself (ndisc_rcv)
+            if all(way.end is not None or way.packet.ttl != packet.ttl for way in ways):
                 self._stopped = (*self._stopped, *steps_of(ways[0].trail))
                 self._missing += tuple(gap for way in ways for gap in way.missing)
                 return False
@@ -461,7 +492,7 @@ class Seeker:
             vid = vlan_of(link, link, vlan)
             return vid is not None and any(
                 self.leaves(netns, port.name, tag)
-                for port in ns.ports.get(dev, ())
+                for port in self._ports(ns, link, vid)
                 if port.up and (tag := tag_of(link, port, vid)) is not None
             )
         if link.vxlan is not None or link.kind in L2_TUNNELS:
@@ -475,6 +506,11 @@ class Seeker:
         if link.peer is None:
             return self.cables.is_uplink(netns, dev) and self.cables.by_mac(self.mac, link.vlan_id or vlan) is not None
         return self.arrives(*link.peer, vlan)
+
+    def _ports(self, ns: Namespace, bridge: Interface, vid: int) -> tuple[Interface, ...]:
+        """Return the ports by which a frame for the device leaves: of one that is sought anywhere, all."""
+        known = None if self.device is None else known_port(ns, bridge, self.mac, vid)
+        return tuple(ns.ports.get(bridge.name, ())) if known is None else (known,)
 
     def arrives(self, netns: NetnsId, dev: str, vlan: int) -> bool:
         """Say whether it is found at or behind a device that receives."""
@@ -496,6 +532,6 @@ class Seeker:
             return tag_of(master, master, vid) is not None
         return any(
             self.leaves(there.id, port.name, tag)
-            for port in there.ports.get(master.name, ())
+            for port in self._ports(there, master, vid)
             if port.name != end.name and (tag := tag_of(master, port, vid)) is not None
         )

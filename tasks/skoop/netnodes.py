@@ -73,6 +73,7 @@ class Cabling:
         self.one_way = any(
             (link.bridge is not None and link.bridge.vlan_filtering)
             or (link.kind == "macvlan" and link.mode == "passthru")
+            or (link.port is not None and not link.port.learning)
             for netns in state.netns.values()
             for link in netns.interfaces
         )

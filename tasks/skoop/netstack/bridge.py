@@ -187,12 +187,20 @@ def _pass_up(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> Skb:
     return skb
 
 
-def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None, vid: int) -> Interface | None:
+def known_port(ns: Namespace, bridge: Interface, mac: str, vid: int) -> Interface | None:
+    """Return the port that the forwarding table has for an address, None if it has none and frames are flooded."""
     entry = _entry(ns, bridge, mac, vid)
-    if entry is not None and not entry.permanent:
-        port = ns.links.get(entry.dev)
-        if port is not None and port.master == bridge.name:
-            return port if entry.sticky else _roamed(ns, bridge, mac, port, vid)
+    if entry is None or entry.permanent:
+        return None
+    port = ns.links.get(entry.dev)
+    if port is None or port.master != bridge.name:
+        return None
+    return port if entry.sticky else _roamed(ns, bridge, mac, port, vid)
+
+
+def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None, vid: int) -> Interface | None:
+    if (port := known_port(ns, bridge, mac, vid)) is not None:
+        return port
     for port in ns.ports.get(bridge.name, ()):
         floods = port.port is None or port.port.flood
         back = port is ingress and not (port.port and port.port.hairpin)

@@ -350,11 +350,14 @@ def usable_addresses(link: Interface, family: int) -> Iterable[Address]:
             yield address
 
 
-def select_source(interfaces: Sequence[Interface], dev: str, towards: Ip, scope: str = "link") -> Ip | None:
+def select_source(
+    interfaces: Sequence[Interface], dev: str, towards: Ip, scope: str = "link", *, localnet: bool = False
+) -> Ip | None:
     """Return the source address for a packet that leaves by `dev`, or None if the namespace has none fit.
 
     IPv4: the first primary address of the device whose subnet holds `towards`, else its first one of fitting scope, else the
-    first of another device that is not of link scope. IPv6: the address of best fit by RFC 6724 rules 2, 3 and 8.
+    first of another device that is not of link scope. `localnet`: route_localnet is on for the device, so that an address of
+    host scope (127.0.0.1) may also be used where those of link scope may. IPv6: the address of best fit by RFC 6724 rules 2, 3 and 8.
 
     Source: inet_select_addr, net/ipv4/devinet.c; ipv6_dev_get_saddr, net/ipv6/addrconf.c.
     """
@@ -365,7 +368,8 @@ def select_source(interfaces: Sequence[Interface], dev: str, towards: Ip, scope:
     link = next((link for link in interfaces if link.name == dev), None)
     if link is not None:
         for address in usable_addresses(link, 4):
-            if address.secondary or _SCOPE_ORDER.get(address.scope, 0) > limit:
+            order = _SCOPE_ORDER.get(address.scope, 0)
+            if address.secondary or (min(order, 253) if localnet else order) > limit:
                 continue
             if contains(subnet_of(address), towards):
                 return address.ip
@@ -399,7 +403,7 @@ def _select_source6(interfaces: Sequence[Interface], dev: str, towards: Ip) -> I
             scope = _scope6(address.ip)
             if scope != 14 and link.name != dev:
                 continue
-            common = 128 - (ip_int(address.ip) ^ ip_int(towards)).bit_length()
+            common = min(128 - (ip_int(address.ip) ^ ip_int(towards)).bit_length(), address.prefixlen)
             score = (
                 int(address.ip == towards),
                 -(scope - wanted) if scope >= wanted else scope - wanted - 100,

@@ -23,6 +23,8 @@ TTL_EXCEEDED = (11, 0)
 _INTERNETCONTROL = 0xC0
 """IPTOS_PREC_INTERNETCONTROL, which ICMPv4 errors carry (__icmp_send)."""
 
+POLICY_FAIL, REJECT_ROUTE = (1, 5), (1, 6)
+"""ICMPv6 alone has them (RFC 4443, 3.1)."""
 TO_ICMPV6 = {
     NET_UNREACH: (1, 0),
     HOST_UNREACH: (1, 3),
@@ -33,6 +35,8 @@ TO_ICMPV6 = {
     HOST_ANO: (1, 1),
     PKT_FILTERED: (1, 1),
     TTL_EXCEEDED: (3, 0),
+    POLICY_FAIL: (1, 5),
+    REJECT_ROUTE: (1, 6),
 }
 
 # What connect() or recv() reports (icmp_err_convert and icmpv6_err_convert; KERNEL.md section 2).
@@ -75,6 +79,10 @@ REJECT_WITH = {
     "addr-unreach": HOST_UNREACH,
     "icmp6-port-unreachable": PORT_UNREACH,
     "port-unreach": PORT_UNREACH,
+    "icmp6-policy-fail": POLICY_FAIL,
+    "policy-fail": POLICY_FAIL,
+    "icmp6-reject-route": REJECT_ROUTE,
+    "reject-route": REJECT_ROUTE,
 }
 
 
@@ -84,10 +92,10 @@ def errno_of(packet: Packet) -> str:
     return (ERRNO6 if packet.protocol == Protocol.ICMPV6 else ERRNO).get(kind, "EHOSTUNREACH")
 
 
-def own_source(ns: Namespace, dst: Ip, dev: str = "", vrf: str = "") -> Ip | None:
+def own_source(ns: Namespace, dst: Ip, dev: str = "", vrf: str = "", protocol: Protocol | None = None) -> Ip | None:
     """Return the address that this namespace would use towards `dst` (in a VRF), or None if it has no route or no address."""
     router = ns.routers[6 if ":" in dst else 4]
-    found = router.lookup(FlowKey(dst=dst, oif=vrf), ignore_linkdown=ns.ignore_linkdown)
+    found = router.lookup(FlowKey(dst=dst, oif=vrf, protocol=protocol), ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno or not found.legs:
         return None
     if found.route is not None and found.route.prefsrc is not None:
@@ -119,16 +127,18 @@ def error_about(
     inbound = in_dev if ns.sysctl("net/ipv4/icmp_errors_use_inbound_ifaddr") else ""
     # RTCF_LOCAL: a local packet that OUTPUT refuses may be for another host
     ours = to_local and (ns.is_local(packet.dst) or ns.is_vrf(in_dev))
-    src = packet.dst if ours else own_source(ns, packet.src, inbound, in_dev if ns.is_vrf(in_dev) else "")
+    version6 = packet.version == 6
+    own = Protocol.ICMPV6 if version6 else Protocol.ICMP
+    vrf = in_dev if ns.is_vrf(in_dev) else ""
+    src = packet.dst if ours else own_source(ns, packet.src, inbound, vrf, own)
     if src is None:
         return None
-    version6 = packet.version == 6
     icmp_type, icmp_code = TO_ICMPV6[kind] if version6 else kind
     quoted = packet.with_(ct_state=CtState.NONE, mark=0)
     return Packet(
         src=src,
         dst=packet.src,
-        protocol=Protocol.ICMPV6 if version6 else Protocol.ICMP,
+        protocol=own,
         icmp_type=icmp_type,
         icmp_code=icmp_code,
         icmp_mtu=mtu_bytes,

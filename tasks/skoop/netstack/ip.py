@@ -353,15 +353,16 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
     detail = f"nobody listens on {packet.protocol} {packet.dst}:{packet.dport}"
     if packet.protocol == Protocol.TCP:
         answer = icmp.reset_for(packet)
-        related = False
     else:
         answer = None
         if not _to_many(skb):  # icmp_send: never about a broadcast
             answer = icmp.error_about(ns, packet, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
-        related = True
+    if skb.found is not None and skb.found.type not in FOR_US:
+        answer = None if packet.protocol == Protocol.TCP else answer  # tcp_v4_send_reset: the route has to be local
     if answer is None or packet.tcp_flags == TcpFlags.RST:
         return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, detail)
-    response = Response(packet=answer, conn=skb.conn if related else -1, related=related, is_reply=not skb.is_reply)
+    # the packet has left conntrack before (nf_reset_ct): its answer finds the connection again, after the raw table
+    response = Response(packet=answer, related=False)
     return skb.finish(Outcome.REFUSED, Reason.NO_SOCKET, place, detail, action="refuse", response=response)
 
 
@@ -468,7 +469,8 @@ def _source(ns: Namespace, found: Found, leg: Leg, dst: Ip) -> Ip | None:
     if route is not None and route.prefsrc is not None:
         return route.prefsrc
     scope = route.scope if route else "global"
-    return select_source(ns.state.interfaces, leg.dev, icmp.seen_from(leg, dst), scope)
+    localnet = ns.either("route_localnet", leg.dev)
+    return select_source(ns.state.interfaces, leg.dev, icmp.seen_from(leg, dst), scope, localnet=localnet)
 
 
 def _local_failure(ns: Namespace, skb: Skb, found: Found | None) -> Skb:

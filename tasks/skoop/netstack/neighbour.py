@@ -55,7 +55,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
-    if answers.macs and asker is not None and answers.by and ":" not in target:
+    if answers.macs and asker is not None and answers.by:
         skb.flow = History(skb.flow).taught(answers.by, asker, link.mac)
     if answers.macs:
         ways = []
@@ -63,6 +63,8 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
             way = skb if len(answers.macs) == 1 else skb.clone()
             way.probability /= len(answers.macs)
             way.dst_mac = mac
+            if len(answers.macs) > 1:  # the first answer stays for the packets that follow
+                way.flow = History(way.flow).taught(((ns.id, way.out_dev),), target, mac)
             way.step(place, "neighbour", f"{target} answers with {mac}")
             ways.append(way)
         return ways

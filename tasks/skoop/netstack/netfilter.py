@@ -489,7 +489,9 @@ def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: Tabl
     packet = skb.packet
     match action.kind:
         case NatKind.MASQUERADE:
-            src = select_source(ns.state.interfaces, skb.out_dev, skb.next_hop or packet.dst, "global")
+            # nf_nat_masquerade_ipv4 looks at the next hop, nf_nat_masquerade_ipv6 at the destination
+            towards = packet.dst if packet.version == 6 else skb.next_hop or packet.dst
+            src = select_source(ns.state.interfaces, skb.out_dev, towards, "global")
             if src is None:
                 place = result.steps[-1].place
                 return skb.finish(

@@ -171,8 +171,14 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     if response.related and response.conn >= 0:
         skb.conn, skb.is_reply = response.conn, response.is_reply
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
-    source = ip.Source.BOUND if response.oif or ns.is_local(response.packet.src) else ip.Source.FORGED
+    bound = response.oif or (ns.is_local(response.packet.src) and not _chooses_source(response.packet))
+    source = ip.Source.BOUND if bound else ip.Source.FORGED
     return run(ns, ip.route_output(ns, skb, oif=response.oif, source=source))
+
+
+def _chooses_source(packet: Packet) -> bool:
+    """Say whether an error's source came from its route, which is then not looked up again (icmp_route_lookup, icmp6_send)."""
+    return packet.inner is not None and packet.src != packet.inner.dst
 
 
 def pass_on(

@@ -19,11 +19,13 @@ from tasks.skoop.model.diagnosis import Diagnosis, FlowOutcome
 from tasks.skoop.model.trace import Outcome, Reason, Stage, View
 from tests.kernel.differential.comparing import difference, question_of, same_place
 from tests.kernel.fuzz.change import Change, Edit, Scenario
-from tests.kernel.fuzz.generator import BLOCK, Generator, lab_of
+from tests.kernel.fuzz.found import Found
+from tests.kernel.fuzz.generator import BLOCK, Generator, LabKind, lab_of
 from tests.kernel.fuzz.world import World
 
 FIRST_S, PATIENT_S = 0.15, 0.7
 _FEATURE = re.compile(r"-[mjg] [A-Za-z0-9_]+")
+_SEEN = re.compile(r"kernel:? (connected|refused|unreachable|timeout)")
 _ROUTE_ERRORS = {Reason.IP_INNOROUTES, Reason.ROUTE_UNREACHABLE, Reason.ROUTE_PROHIBIT}
 _FAMILIES = re.compile(r"-[jg] (KUBE|FLANNEL|CNI|fz)-?")
 
@@ -34,23 +36,21 @@ class Mismatch:
 
     seed: int
     number: int
-    lab: str
+    lab: LabKind
     changes: tuple[Change | Edit, ...]
     ask: Ask
     said: str
+    sees: str = ""
 
     def text(self) -> str:
-        """Return the report."""
-        ask = self.ask
-        lines = [
-            f"# seed {self.seed} scenario {self.number} lab {self.lab}",
-            f"# again: make fuzz-kernel SEED={self.seed} ONLY={self.number}",
-            *(f"{change}" for change in self.changes),
-            f"connect {ask.src} {ask.protocol} {ask.dst}:{ask.dport}"
-            + (f" payload {ask.payload}" if ask.payload else ""),
-            self.said,
-        ]
-        return "\n".join((*lines, ""))
+        """Return the report: a scenario that can be played again (`found`), with what both said."""
+        about = (
+            f"found by make fuzz-kernel SEED={self.seed} ONLY={self.number}",
+            *(line[:400] for line in self.said.splitlines()),
+        )
+        return Found(
+            lab=self.lab, changes=self.changes, ask=self.ask, sees=(self.sees or "unknown",), about=about
+        ).text()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -227,10 +227,11 @@ class Campaign:
         return Mismatch(
             seed=self.seed,
             number=scenario.number,
-            lab=str(lab_of(self.seed, scenario.number)),
+            lab=lab_of(self.seed, scenario.number),
             changes=tuple(kept),
             ask=ask,
             said=said,
+            sees=_SEEN.search(said)[1] if _SEEN.search(said) else "",
         )
 
     def _differs_with(self, world: World, changes: Sequence[Change | Edit], ask: Ask) -> str:
