@@ -47,8 +47,10 @@ class Composed(Contract):
 class Diagnostor:
     """Answers questions about one collected cluster."""
 
-    def __init__(self, network: Composed) -> None:
+    def __init__(self, network: Composed, *, repeats_syn: bool = True) -> None:
+        """`repeats_syn`: the client waits long enough (a second) to send its SYN again where no answer comes."""
         self.state = network.state
+        self.repeats_syn = repeats_syn
         self.nodes = NetNodeManager(network.state)
         self._port = _unused_port(network.state)
         self._memo: dict[tuple[object, ...], tuple[Result, ...]] = {}
@@ -176,9 +178,27 @@ class Diagnostor:
             outcome = _flow(course, back, view, back.end.detail)
             if view == View.CONNECTED and packet.protocol == Protocol.TCP:
                 results += self._third(outcome, course, back)
+            elif view == View.TIMEOUT and packet.protocol == Protocol.TCP and self.repeats_syn:
+                results.append(self._again(start, outcome, course, back))
             else:
                 results.append((outcome, course, back))
         return results
+
+    def _again(self, start: str, outcome: FlowOutcome, course: Course, back: Course) -> Result:
+        """Walk the SYN that is repeated where the answer was lost: conntrack has seen that answer, so that the SYN is ESTABLISHED now.
+
+        What refuses it then is what the client hears in the end.
+        """
+        repeated = self.segment(course, back, course.original.length, backwards=False, flags=TcpFlags.SYN)
+        if repeated is None or repeated.end.response is None or repeated.end.outcome == Outcome.DELIVERED:
+            return outcome, course, back
+        passages = self.nodes.get(repeated.last).respond(repeated.end.response, repeated.flow)
+        for told in follow(self.nodes, repeated.last, passages, answer=True):
+            heard = _arrived(start, course.original, told)
+            if heard.end.outcome == Outcome.DELIVERED:
+                detail = f"the answer is lost ({outcome.detail}), the repeated SYN refused: {repeated.end.detail}"
+                return replace(outcome, client_sees=_view_of_answer(heard.packet), detail=detail), course, back
+        return outcome, course, back
 
     def _third(self, outcome: FlowOutcome, course: Course, back: Course) -> list[Result]:
         """Walk the handshake's third segment. If it is lost the client is connected, but to nobody that listens.

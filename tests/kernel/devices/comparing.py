@@ -27,7 +27,7 @@ def question_of(tried: Tried) -> Question:
 
 def differences(record: Record) -> Iterator[str]:
     """Yield a line for each connection about which the simulator is wrong, or says `unknown`."""
-    diagnostor = Diagnostor(SimpleNamespace(state=record.state()))
+    diagnostor = Diagnostor(SimpleNamespace(state=record.state()), repeats_syn=False)
     for tried in record.tried:
         said = difference(tried, diagnostor.diagnose(question_of(tried)))
         if said:

@@ -75,7 +75,7 @@ def tried(lab: Lab, questions: list[Ask]) -> list[Attempt]:
 
 def diagnostor_of(lab: Lab) -> Diagnostor:
     """Collect the lab as it is now."""
-    return Diagnostor(SimpleNamespace(state=collect_topology(lab.topology)))
+    return Diagnostor(SimpleNamespace(state=collect_topology(lab.topology)), repeats_syn=False)
 
 
 def question_of(ask: Ask) -> Question:

@@ -225,7 +225,7 @@ class World:
         for name, parts in self._touched(changes).items():
             key = NetnsId(name)
             netns[key] = self._again(netns[key], parts)
-        diagnostor = Diagnostor(SimpleNamespace(state=replace(self.base, netns=netns)))
+        diagnostor = Diagnostor(SimpleNamespace(state=replace(self.base, netns=netns)), repeats_syn=False)
         self._share(diagnostor, {name for name in netns if netns[name] is self.base.netns[name]})
         return diagnostor
 
