@@ -2,28 +2,24 @@
 
 The question leaves by a device, is flooded by bridges (within its VLAN) and by vxlan's all-zero entries, goes down and up through
 stacked devices, and is answered by every namespace that has
-the address there (`netstack.neighbour.answers_for`). Neighbour discovery is IPv6: the packet filters of the asker, of bridges with
-br_netfilter and of the answerer see it (untracked: noct_valid_new, net/netfilter/nf_conntrack_proto_icmpv6.c). ARP is not shown to
-iptables; arptables is left out. Answers are taken to find the way back that the question came, unless a
+the address there (`netstack.neighbour.answers_for`). Packet filters on the way see it, and the answer (`heard`). Answers are taken to find the way back that the question came, unless a
 bridge filters by VLAN or a macvlan takes everything: then that is looked at.
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv6Address
 from typing import Protocol
 
-from tasks.skoop.model.addr import Ip, Mac, ip_int, ip_version, is_multicast
+from tasks.skoop.heard import IN, OUT, Filters, Said, answer, question
+from tasks.skoop.model.addr import Ip, Mac, ip_version, is_multicast
 from tasks.skoop.model.ids import NetnsId
-from tasks.skoop.model.packet import CtState, Frame, Packet
+from tasks.skoop.model.packet import Frame, Packet
 from tasks.skoop.model.packet import Protocol as IpProtocol
 from tasks.skoop.model.state import FdbEntry, Interface, Section
-from tasks.skoop.model.trace import Step
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.icmp import own_source
 from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.neighbour import answers_for, cannot_tell
-from tasks.skoop.netstack.netfilter import traverse
-from tasks.skoop.netstack.skb import At, Skb, steps_of
+from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS
 from tasks.skoop.netstack.vlans import tag_of, vlan_of
 from tasks.skoop.netstack.xtables.api import Hook
 from tasks.skoop.stacked import BONDS, IPVLANS, MACVLANS, STACKED, Lost, Stacks
@@ -31,7 +27,6 @@ from tasks.skoop.stacked import BONDS, IPVLANS, MACVLANS, STACKED, Lost, Stacks
 L2_TUNNELS = frozenset(("geneve", "gretap", "ip6gretap"))
 _NOTHING = Packet(src=Ip("0.0.0.0"), dst=Ip("0.0.0.0"), length=0)
 _ALL_ZERO = "00:00:00:00:00:00"
-_SOLICITATION, _ADVERTISEMENT = 135, 136
 _NOBODY = Answers()
 
 
@@ -63,11 +58,6 @@ class Cables(Protocol):
         """Return the collected device on the underlay that has the link-layer address in a VLAN of it."""
 
 
-def solicited_node(target: Ip) -> Ip:
-    """Return the multicast address that a solicitation for the target goes to (RFC 4291, 2.7.1)."""
-    return Ip(str(IPv6Address((0xFF02 << 112) | (0x1FF << 24) | (ip_int(target) & 0xFFFFFF))))
-
-
 class Inquiry:
     """One question: who has `target`? asked in the name of `sender`."""
 
@@ -76,37 +66,33 @@ class Inquiry:
         self.target = target
         self.sender = sender
         self._seen: set[tuple[str, str, int]] = set()
-        self._stopped: tuple[Step, ...] = ()
-        self._missing: tuple[str, ...] = ()
+        self._filters = Filters()
         self._asker: tuple[NetnsId, str] | None = None
-        self._question = self._answer = None
-        if ":" in target:
-            asker = sender or Ip("fe80::1")
-            self._question = _discovery(asker, solicited_node(target), _SOLICITATION)
-            self._answer = _discovery(target, asker, _ADVERTISEMENT)
+        self._question = question(target, sender, "")
 
     def ask_from(self, netns: NetnsId, dev: str, vlan: int = 0) -> Answers:
         """Ask out of a device of a namespace, in a VLAN of it, and return who answers."""
         ns = self.cables.namespace(netns)
         if ns is None:
             return _NOBODY
-        if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
+        self._question = question(self.target, self.sender, ns.links[dev].mac if dev in ns.links else "")
+        if not self._filters.sent(ns, self._question, dev):
             return self._silence()
         if self.cables.one_way and dev in ns.links:
             self._asker = (netns, dev)
         found = self._ask(netns, dev, vlan)
-        if found.macs and not self._passes(ns, self._answer, (Hook.PREROUTING, Hook.INPUT), in_dev=dev):
+        if found.macs and not self._filters.taken(ns, self._answer_by(found), dev):
             return self._silence()
         if found.macs or found.outside:
             return found
         return self._silence()
 
     def _silence(self) -> Answers:
-        return Answers(stopped=self._stopped, missing=tuple(dict.fromkeys(self._missing)))
+        return Answers(stopped=self._filters.stopped, missing=tuple(dict.fromkeys(self._filters.missing)))
 
     def _lacking(self, gap: str) -> Answers:
         """Nobody is known to answer here, but somebody may: what is missing is told if no other answer comes."""
-        self._missing = (*self._missing, gap)
+        self._filters.missing = (*self._filters.missing, gap)
         return _NOBODY
 
     def _ask(self, netns: NetnsId, dev: str, vlan: int = 0) -> Answers:
@@ -115,12 +101,25 @@ class Inquiry:
         if ns is None or link is None or not link.up or (netns, dev, vlan) in self._seen:
             return _NOBODY
         self._seen.add((netns, dev, vlan))
+        if not self._filters.at_device(ns, self._question, dev, EGRESS):
+            return _NOBODY
+        found = self._beyond(ns, link, vlan)
+        if found.macs and not self._filters.at_device(ns, self._answer_by(found), dev, INGRESS):
+            return _NOBODY
+        return found
+
+    def _answer_by(self, found: Answers) -> Said:
+        return answer(self._question, self.target, self.sender, found.macs[0])
+
+    def _beyond(self, ns: Namespace, link: Interface, vlan: int) -> Answers:
+        """Follow the question past a device that sends it."""
+        netns, dev = ns.id, link.name
         if link.kind == "bridge":
             vid = vlan_of(link, link, vlan)
             if vid is None:
                 return _NOBODY
             return _together(
-                self._ask(netns, port.name, tag)
+                self._out_of_bridge(ns, port, tag)
                 for port in _flooding(ns, dev, None)
                 if (tag := tag_of(link, port, vid)) is not None
             )
@@ -141,6 +140,15 @@ class Inquiry:
         )
         if not found.macs and self.cables.owner(self.target) is None:
             return Answers(outside=True)
+        return found
+
+    def _out_of_bridge(self, ns: Namespace, port: Interface, vlan: int) -> Answers:
+        """The bridge's own host asks by a port; what comes back there goes up."""
+        if not self._filters.on_bridge(ns, self._question, *OUT, out_port=port.name):
+            return _NOBODY
+        found = self._ask(ns.id, port.name, vlan)
+        if found.macs and not self._filters.on_bridge(ns, self._answer_by(found), *IN, in_port=port.name):
+            return _NOBODY
         return found
 
     def _lacking_far(self, ns: Namespace, link: Interface) -> None:
@@ -178,9 +186,7 @@ class Inquiry:
         return found
 
     def _outer_passes(self, ns: Namespace, there: Namespace, outer: Packet | None) -> bool:
-        return self._passes(ns, outer, (Hook.OUTPUT, Hook.POSTROUTING), tracked=True) and self._passes(
-            there, outer, (Hook.PREROUTING, Hook.INPUT), tracked=True
-        )
+        return self._filters.shown(ns, outer, OUT, tracked=True) and self._filters.shown(there, outer, IN, tracked=True)
 
     def _ask_below(self, netns: NetnsId, link: Interface, vlan: int) -> Answers:
         """A stacked device asks: its siblings hear where its mode says so, then those beyond the lower device."""
@@ -209,6 +215,15 @@ class Inquiry:
         if link is None or not link.up or (netns, dev, vlan) in self._seen:
             return _NOBODY
         self._seen.add((netns, dev, vlan))
+        if not self._filters.at_device(ns, self._question, dev, INGRESS):
+            return _NOBODY
+        found = self._taken_up(ns, link, vlan)
+        if found.macs and not self._filters.at_device(ns, self._answer_by(found), dev, EGRESS):
+            return _NOBODY
+        return found
+
+    def _taken_up(self, ns: Namespace, link: Interface, vlan: int) -> Answers:
+        netns, dev = ns.id, link.name
         master = ns.links.get(link.master or "")
         if master is not None and master.kind in BONDS:
             return self._hear(netns, master.name, vlan) if link.slave_active else _NOBODY
@@ -221,7 +236,7 @@ class Inquiry:
             above = [(at, one) for at, one in stacks.above(here, IPVLANS | MACVLANS) if one.mode not in ("l3", "l3s")]
             if any(one.mode == "passthru" for _, one in above):
                 return _together(self._hear(*at) for at, _ in above)
-            own = self._answer_of(ns, dev, (Hook.PREROUTING, Hook.INPUT))
+            own = self._answer_of(ns, dev, IN)
             return _together(iter((own, *(self._hear(*at) for at, _ in above))))
         return self._hear_on_bridge(ns, master, link, vlan)
 
@@ -231,16 +246,20 @@ class Inquiry:
         vid = vlan_of(master, link, vlan)
         if vid is None:
             return _NOBODY
-        filtered = ns.bridge_calls_iptables(master.name, 6) and not vlan
+        filtered = self._question.arp is None and ns.bridge_calls_iptables(master.name, 6) and not vlan
         dev = link.name
-        if filtered and not self._passes(ns, self._question, (Hook.PREROUTING,), in_dev=master.name, phys_in=dev):
+        if not self._filters.on_bridge(ns, self._question, Hook.PREROUTING, in_port=dev):
+            return _NOBODY
+        if filtered and not self._filters.shown(
+            ns, self._question.packet, (Hook.PREROUTING,), in_dev=master.name, phys_in=dev
+        ):
             return _NOBODY
         own = _NOBODY
         tag = tag_of(master, master, vid)
-        if tag:
-            own = self._hear(ns.id, master.name, tag)
-        elif tag == 0:
-            own = self._answer_of(ns, master.name, (Hook.INPUT,) if filtered else (Hook.PREROUTING, Hook.INPUT))
+        if tag is not None and self._filters.on_bridge(ns, self._question, Hook.INPUT, in_port=dev):
+            own = self._heard_by_host(ns, master, tag, filtered=filtered)
+            if own.macs and not self._filters.on_bridge(ns, self._answer_by(own), *OUT, out_port=dev):
+                own = _NOBODY
         across = (
             self._across(ns, master, link, port, tag, filtered=filtered)
             for port in _flooding(ns, master.name, link)
@@ -248,24 +267,38 @@ class Inquiry:
         )
         return _together(iter((own, *across)))
 
+    def _heard_by_host(self, ns: Namespace, bridge: Interface, tag: int, *, filtered: bool) -> Answers:
+        """br_pass_frame_up: the host hears it by the bridge, or by a VLAN device on it."""
+        if tag:
+            return self._hear(ns.id, bridge.name, tag)
+        if not self._filters.at_device(ns, self._question, bridge.name, INGRESS):
+            return _NOBODY
+        own = self._answer_of(ns, bridge.name, (Hook.INPUT,) if filtered else IN)
+        if own.macs and not self._filters.at_device(ns, self._answer_by(own), bridge.name, EGRESS):
+            return _NOBODY
+        return own
+
     def _across(
         self, ns: Namespace, bridge: Interface, ingress: Interface, port: Interface, vlan: int, *, filtered: bool
     ) -> Answers:
         """Pass the question from port to port, and the answer back."""
-        if filtered and not self._bridged(ns, self._question, bridge, ingress, port):
+        if not self._bridged(ns, self._question, bridge, ingress, port, filtered=filtered):
             return _NOBODY
         found = self._ask(ns.id, port.name, vlan)
-        if found.macs and filtered and not self._bridged(ns, self._answer, bridge, port, ingress):
+        if found.macs and not self._bridged(ns, self._answer_by(found), bridge, port, ingress, filtered=filtered):
             return _NOBODY
         return found
 
     def _bridged(
-        self, ns: Namespace, packet: Packet | None, bridge: Interface, ingress: Interface, egress: Interface
+        self, ns: Namespace, said: Said, bridge: Interface, ingress: Interface, egress: Interface, *, filtered: bool
     ) -> bool:
-        return self._passes(
+        hooks = (Hook.FORWARD, Hook.POSTROUTING)
+        if not self._filters.on_bridge(ns, said, *hooks, in_port=ingress.name, out_port=egress.name):
+            return False
+        return not filtered or self._filters.shown(
             ns,
-            packet,
-            (Hook.FORWARD, Hook.POSTROUTING),
+            said.packet,
+            hooks,
             in_dev=bridge.name,
             out_dev=bridge.name,
             phys_in=ingress.name,
@@ -278,11 +311,10 @@ class Inquiry:
         mac = answers_for(ns, dev, self.target, self.sender)
         if mac is not None and self._asker and not self._comes_back(ns, dev):
             return _NOBODY
-        if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev):
+        if mac is None or not self._filters.taken(ns, self._question, dev, inwards):
             return _NOBODY
-        if not self._passes(ns, self._answer, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
-            return _NOBODY
-        return Answers(macs=(mac,), by=((ns.id, dev),))
+        found = Answers(macs=(mac,), by=((ns.id, dev),))
+        return found if self._filters.sent(ns, self._answer_by(found), dev) else _NOBODY
 
     def _comes_back(self, ns: Namespace, dev: str) -> bool:
         """Say whether the answer finds the asker."""
@@ -290,24 +322,6 @@ class Inquiry:
         if home is None or self._asker is None:
             return True
         return Seeker(self.cables, home.links[self._asker[1]].mac, self._asker).leaves(ns.id, dev, 0)
-
-    def _passes(
-        self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], *, tracked: bool = False, **devices: str
-    ) -> bool:
-        """Say whether a discovery packet gets through these hooks (ARP always does)."""
-        if packet is None:
-            return True
-        for hook in hooks:
-            skb = Skb(packet, {}, at=At.IP_RCV)
-            skb.untracked = not tracked
-            for name, dev in devices.items():
-                setattr(skb, name, dev)
-            ways = traverse(ns, skb, hook)
-            if all(way.end is not None for way in ways):
-                self._stopped = (*self._stopped, *steps_of(ways[0].trail))
-                self._missing += tuple(gap for way in ways for gap in way.missing)
-                return False
-        return True
 
 
 def _outer(ns: Namespace, link: Interface, there: Namespace) -> Packet | None:
@@ -334,26 +348,14 @@ def _outer(ns: Namespace, link: Interface, there: Namespace) -> Packet | None:
     )
 
 
-def _discovery(src: Ip, dst: Ip, kind: int) -> Packet:
-    return Packet(
-        src=src,
-        dst=dst,
-        protocol=IpProtocol.ICMPV6,
-        icmp_type=kind,
-        ttl=255,
-        length=72,
-        ct_state=CtState.UNTRACKED,
-    )
-
-
 def _together(answers: Iterator[Answers]) -> Answers:
     macs: dict[Mac, None] = {}
     by: tuple[tuple[NetnsId, str], ...] = ()
     outside = False
-    for answer in answers:
-        macs.update(dict.fromkeys(answer.macs))
-        by += answer.by
-        outside = outside or answer.outside
+    for one in answers:
+        macs.update(dict.fromkeys(one.macs))
+        by += one.by
+        outside = outside or one.outside
     return Answers(macs=tuple(macs), by=by, outside=outside)
 
 

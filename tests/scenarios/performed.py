@@ -19,7 +19,7 @@ from tasks.skoop.model.trace import View
 from tasks.skoop.model.xtables import Match, Target, XTable
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.routes import parse_routes, parse_rules
-from tests.scenarios.building import built, filter_up
+from tests.scenarios.building import built, filter_up, nft_counters, nft_tables
 from tests.scenarios.frames import frame, read
 from tests.scenarios.results import ICMP, Rule, Seen, connect_text, leaving_text
 from tests.scenarios.scenario import BENCH, Connect, Inject, Listen, Scenario, Space
@@ -132,6 +132,9 @@ class _Bench:
                 for one in parse_counters(self.spaces[name].run([SAVE[command], "-c"]), backend):
                     if one.rule and one.packets:
                         yield (name, family, str(backend), one.table, one.chain, one.rule), one.packets
+            if space.nft:
+                for rule, packets in nft_counters(self.spaces[name]):
+                    yield (name, *rule), packets
 
 
 def _attempt_text(attempt: Attempt) -> str:
@@ -244,6 +247,8 @@ def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterato
             yield f"{space.name}: rules are {rules}"
     for route in sorted(real ^ set(told.routes), key=str):
         yield f"{space.name}: {'only in the kernel' if route in real else 'not in the kernel'}: {route}"
+    if space.nft and (listed := nft_tables(netns)) != told.nft:
+        yield f"{space.name}: nft lists {listed}, not {told.nft}"
     for command in space.filters:
         backend, family = FILTER_KINDS[command]
         saved = parse_iptables_save(netns.run([SAVE[command]]), backend=backend, family=family)

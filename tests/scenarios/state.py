@@ -91,6 +91,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
         sockets=tuple(socket for listen in space.listeners for socket in _sockets(scenario, listen)),
         sysctls=sysctls,
         tables=filters_of(space),
+        nft=space.nft_listed,
     )
 
 

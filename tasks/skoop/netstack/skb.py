@@ -4,6 +4,7 @@
 Everything that leaves a namespace (`Exit`) is immutable.
 """
 
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -33,6 +34,7 @@ def steps_of(trail: Trail) -> tuple[Step, ...]:
 class At(Enum):
     """Where in the stack the packet is next, by the kernel's function names."""
 
+    NETIF_RECEIVE = auto()
     IP_RCV = auto()
     IP_RCV_FINISH = auto()
     IP_LOCAL_DELIVER = auto()
@@ -266,3 +268,8 @@ class Skb:
             overhead=self.overhead,
             redraw=self.redraw,
         )
+
+
+def onward(ways: Iterable[Skb], step: Callable[[Skb], list[Skb]]) -> list[Skb]:
+    """Take each way a step further, but for those that have ended or that a hook has taken over."""
+    return [one for way in ways for one in ([way] if way.end is not None or way.stolen else step(way))]

@@ -122,7 +122,7 @@ def _bypass(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
     skb.step(place, "decap", f"{entry.dst} is an address of this host")
     skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = there.name, "", "", True  # PACKET_HOST, whatever the frame says
     skb.phys_in = skb.phys_out = skb.bridge = ""
-    skb.at = At.IP_RCV
+    skb.at = At.NETIF_RECEIVE
     return skb
 
 
@@ -222,7 +222,7 @@ def take_out(ns: Namespace, skb: Skb, link: Interface, key: str) -> Skb:
     skb.out_dev = ""
     _forget(skb)
     skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=key), "decap", f"from {outer.src}")
-    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV
+    skb.at = At.NETIF_RECEIVE
     return skb
 
 

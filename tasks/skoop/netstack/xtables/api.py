@@ -84,6 +84,16 @@ class Facts(Interface):
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""
 
 
+class Arp(Struct, frozen=True, kw_only=True):
+    """What a frame of ARP says: `operation` 1 asks, 2 answers; the addresses of who says it and of whom it is about."""
+
+    operation: int
+    sender: Ip | None
+    target: Ip
+    sender_mac: str = ""
+    target_mac: str = ""
+
+
 class HookContext(Struct, frozen=True, kw_only=True):
     """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports.
 
@@ -103,6 +113,14 @@ class HookContext(Struct, frozen=True, kw_only=True):
     local_gid: int | None = None
     mac: str = ""
     """Source MAC of the frame, for `-m mac`; "" where it has none."""
+    dst_mac: str = ""
+    """Destination MAC of the frame where the hook is below the IP layer."""
+    pkttype: int | None = None
+    """The frame's type (PACKET_HOST …) where the hook is below the IP layer."""
+    nfproto: int = 0
+    """The family that `meta nfproto` sees there; 0: that of the packet."""
+    arp: Arp | None = None
+    """Set where the frame carries ARP: then `packet` only stands for it, and has no header that could be matched."""
 
 
 class TableResult(Struct, frozen=True, kw_only=True):
