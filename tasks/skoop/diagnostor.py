@@ -15,7 +15,7 @@ from tasks.skoop.model.diagnosis import Diagnosis, FlowOutcome, MtuReport, Serve
 from tasks.skoop.model.endpoint import Question
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.netnode import Action, ActionType, Link, NetNode, NetNodeType, PacketPath
-from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
+from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, View
 from tasks.skoop.netnodes import EXTERNAL, NetNodeManager
 from tasks.skoop.netstack import icmp
@@ -189,7 +189,11 @@ class Diagnostor:
 
         What refuses it then is what the client hears in the end.
         """
-        repeated = self.segment(course, back, course.original.length, backwards=False, flags=TcpFlags.SYN)
+        if start.startswith(EXTERNAL):
+            return outcome, course, back
+        syn = course.original.with_(mark=0, ct_state=CtState.NONE)
+        passages = self.nodes.get(start).send(syn, back.flow, bound=True, answer=True)
+        repeated = next(iter(follow(self.nodes, start, passages, answer=True)), None)
         if repeated is None or repeated.end.response is None or repeated.end.outcome == Outcome.DELIVERED:
             return outcome, course, back
         passages = self.nodes.get(repeated.last).respond(repeated.end.response, repeated.flow)

@@ -26,7 +26,7 @@ from tests.scenarios.scenario import BENCH, Connect, Inject, Listen, Scenario, S
 from tests.scenarios.state import netns_of, state_of
 from tests.scenarios.tables import FILTER_KINDS
 
-ETH_P_ALL, SO_BINDTODEVICE = 3, 25
+ETH_P_ALL, SO_BINDTODEVICE, IP_TRANSPARENT = 3, 25, 19
 PACKET_OUTGOING = 4
 SAVE = {
     "iptables": "iptables-legacy-save",
@@ -218,6 +218,8 @@ def _open(servers: Servers, netns: Netns, listen: Listen, address: str, *, v6onl
         if listen.protocol == "udp":
             option = (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO) if six else (socket.IPPROTO_IP, IP_PKTINFO)
             sock.setsockopt(*option, 1)
+        if listen.transparent:
+            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
         if listen.dev:
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, listen.dev.encode())
         sock.bind((address, listen.port))

@@ -13,7 +13,7 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       sysctl net.ipv4.ip_forward=1
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
       nft    add table netdev t                                  # as `nft -f` reads them, in order; see below
-      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full]
+      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full] [transparent]
     connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N]
     packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
@@ -86,6 +86,7 @@ class Listen:
     dev: str = ""
     v6only: bool = False
     full: bool = False
+    transparent: bool = False
 
     def binds(self, *, six: bool) -> list[tuple[str, bool]]:
         """Return what it binds: (address, only IPv6), one for both families with TCP, one for each with UDP."""
@@ -356,7 +357,7 @@ def _slashed(key: str) -> str:
 def _listen(words: list[str]) -> Listen:
     protocol, port, *rest = words
     dev = rest[rest.index("dev") + 1] if "dev" in rest else ""
-    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full")]
+    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full", "transparent")]
     return Listen(
         protocol=protocol,
         port=int(port),
@@ -364,6 +365,7 @@ def _listen(words: list[str]) -> Listen:
         dev=dev,
         v6only="v6only" in rest,
         full="full" in rest,
+        transparent="transparent" in rest,
     )
 
 

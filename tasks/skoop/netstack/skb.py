@@ -151,9 +151,11 @@ class Skb:
         "slave",
         "src_mac",
         "stolen",
+        "tproxy",
         "trail",
         "untracked",
         "vlan",
+        "wrapped_by",
         "zone",
     )
 
@@ -193,6 +195,8 @@ class Skb:
         self.overhead = 0
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
+        self.tproxy: tuple[Ip, int] | None = None  # given to the socket that listens there (skb_sk_is_prefetched)
+        self.wrapped_by = ""  # the tunnel device that made this packet (skb->dev of what it sends)
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
         self.budget = 640
         self.end: End | None = None
