@@ -21,6 +21,7 @@ from tasks.skoop.netnodes import EXTERNAL, NetNodeManager
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.skb import End
+from tasks.skoop.netstack.stack import User
 from tasks.skoop.walk import Course, follow
 
 TCP_TRIES = 3
@@ -74,11 +75,14 @@ class Diagnostor:
     def _results(self, question: Question) -> tuple[Result, ...]:
         packet = self._first_packet(question)
         start = self._start(question)
-        slot = (start, packet)
+        user = (question.src.uid, question.src.gid)
+        slot = (start, packet, user)
         if slot not in self._memo:
-            passages = self.nodes.get(start).send(packet, {})
+            passages = self.nodes.get(start).send(packet, {}, user=user)
             self._memo[slot] = tuple(
-                result for course in follow(self.nodes, start, passages) for result in self._answer(start, course)
+                result
+                for course in follow(self.nodes, start, passages)
+                for result in self._answer(start, replace(course, user=user))
             )
         return self._memo[slot]
 
@@ -166,7 +170,7 @@ class Diagnostor:
                 df=packet.df and packet.protocol == Protocol.TCP,
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
-            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif)
+            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif, user=_server(course))
         results: list[Result] = []
         for arriving in follow(self.nodes, course.last, passages, answer=True):
             back = _arrived(start, course.original, arriving)
@@ -192,7 +196,7 @@ class Diagnostor:
         if start.startswith(EXTERNAL):
             return outcome, course, back
         syn = course.original.with_(mark=0, ct_state=CtState.NONE)
-        passages = self.nodes.get(start).send(syn, back.flow, bound=True, answer=True)
+        passages = self.nodes.get(start).send(syn, back.flow, bound=True, answer=True, user=course.user)
         repeated = next(iter(follow(self.nodes, start, passages, answer=True)), None)
         if repeated is None or repeated.end.response is None or repeated.end.outcome == Outcome.DELIVERED:
             return outcome, course, back
@@ -247,8 +251,14 @@ class Diagnostor:
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
         oif = course.end.oif if backwards else ""
         known = reply.flow if flow is None else flow
-        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif)
+        user = _server(course) if backwards else course.user
+        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif, user=user)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
+
+
+def _server(course: Course) -> User:
+    socket = course.end.socket
+    return (socket.uid if socket is not None else None, None)
 
 
 def _mirror(packet: Packet) -> Packet:

@@ -26,6 +26,7 @@ from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS, on_device
 from tasks.skoop.netstack.skb import At, Exit, Response, Skb
+from tasks.skoop.netstack.stack import ANYBODY, User
 from tasks.skoop.stacked import IPVLANS, STACKED, Lost, Reached, Stacks
 
 EXTERNAL = "external"
@@ -46,7 +47,14 @@ class NetNodeAction(Protocol):
     type: NetNodeType
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address.
 
@@ -173,10 +181,17 @@ class StackNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this namespace."""
-        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif))
+        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif, user=user))
 
     def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
         """Send what the kernel itself answers."""
@@ -329,10 +344,17 @@ class ExternalNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Let an unknown host send: known only if the destination is a collected host's own address."""
-        del bound, answer, oif
+        del bound, answer, oif, user
         skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
         there = self._cabling.owner(packet.dst)
         place = _outside(self.id)

@@ -57,7 +57,7 @@ def _frames(scenario: Scenario) -> bool:
 def _connect(diagnostor: Diagnostor, what: Connect, *, frames: bool) -> tuple[Seen, tuple[str, ...]]:
     any_address = "::" if ":" in what.dst else "0.0.0.0"
     question = Question(
-        src=Endpoint(ip=any_address, netns=netns_of(what.netns)),  # type: ignore[arg-type]  # canonical
+        src=Endpoint(ip=any_address, netns=netns_of(what.netns), uid=0, gid=0),  # type: ignore[arg-type]  # canonical
         dst=Endpoint(ip=what.dst, port=what.dport),
         protocol=what.protocol,
         sport=what.sport,

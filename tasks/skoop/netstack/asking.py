@@ -47,7 +47,9 @@ def context_of(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
-        local_uid=0 if skb.local or skb.originated else None,  # the kernel's own sockets are root's
+        sent_by=skb.sent_by,
+        local_uid=skb.uid,
+        local_gid=skb.gid,
         mac=skb.src_mac,
     )
 
@@ -129,6 +131,7 @@ def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb
         action="reject",
         response=Response(
             packet=answer,
+            by_socket=kind != "tcp-reset",
             conn=skb.conn,
             is_reply=not skb.is_reply,
             port=skb.phys_in if direct else "",

@@ -17,6 +17,7 @@ from tasks.skoop.model.state import Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Step
 from tasks.skoop.netstack.conntrack import Conn, Flow
 from tasks.skoop.netstack.fib import Found, Leg
+from tasks.skoop.netstack.xtables.api import SentBy
 
 Trail = tuple["Trail", Step] | None
 """Steps as a chain from the last to the first, so that ways that part share their beginning."""
@@ -63,6 +64,8 @@ class Response(Struct, frozen=True, kw_only=True):
     """Bridge port by which it is sent as it is, past all hooks, hence not un-NATed (nf_send_reset, for what a bridge brought)."""
     macs: tuple[str, str] | None = None
     """Its source and destination address there."""
+    by_socket: bool = True
+    """Whether a socket of the kernel's sends it; none does for what REJECT forges (nf_send_reset)."""
     oif: str = ""
     """The device that its route is bound to (the VRF that the packet came in by)."""
 
@@ -128,6 +131,7 @@ class Skb:
         "flow",
         "found",
         "frame_dst",
+        "gid",
         "hook_out",
         "in_dev",
         "ipvs",
@@ -148,11 +152,13 @@ class Skb:
         "pre_done",
         "probability",
         "redraw",
+        "sent_by",
         "slave",
         "src_mac",
         "stolen",
         "tproxy",
         "trail",
+        "uid",
         "untracked",
         "vlan",
         "wrapped_by",
@@ -196,6 +202,9 @@ class Skb:
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
         self.tproxy: tuple[Ip, int] | None = None  # given to the socket that listens there (skb_sk_is_prefetched)
+        self.sent_by = SentBy.NOBODY
+        self.uid: int | None = None  # of the process that sent it, None: not known
+        self.gid: int | None = None
         self.wrapped_by = ""  # the tunnel device that made this packet (skb->dev of what it sends)
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
         self.budget = 640

@@ -16,6 +16,11 @@ from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS, on_device
 from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb, onward
+from tasks.skoop.netstack.xtables.api import SentBy
+
+User = tuple[int | None, int | None]
+"""User and group of a process; None: not known."""
+ANYBODY: User = (None, None)
 
 MAX_WAYS = 4096
 """Ways of one packet through one namespace that are followed; past that the rest is `unknown`."""
@@ -62,6 +67,7 @@ def _xmit(ns: Namespace, skb: Skb, link: Interface) -> list[Skb]:
     place = ns.place(Stage.LINK, dev=link.name)
     if link.name == "lo":
         skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = "lo", "", "", True
+        skb.sent_by = SentBy.NOBODY  # skb_orphan
         skb.at = At.NETIF_RECEIVE
         return [skb]
     if link.kind in _PROGRAMS:
@@ -155,9 +161,16 @@ def _settled(skb: Skb) -> Skb:
 
 
 def send(
-    ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False
+    ns: Namespace,
+    packet: Packet,
+    flow: Flow,
+    *,
+    oif: str = "",
+    bound: bool = False,
+    answer: bool = False,
+    user: User = ANYBODY,
 ) -> tuple[Exit, ...]:
-    """Send a packet from a socket of this namespace.
+    """Send a packet from a socket of this namespace, one of `user`'s.
 
     Unless `bound`, the kernel chooses the source address. `answer`: it is not the first packet of its flow, so that the
     socket at the other end is already there.
@@ -165,6 +178,7 @@ def send(
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
     skb.local = True
     skb.answer = answer
+    skb.sent_by, (skb.uid, skb.gid) = SentBy.PROCESS, user
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
     source = ip.Source.BOUND if bound else ip.Source.CHOSEN
@@ -176,6 +190,7 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
     skb.originated = True
     skb.answer = True
+    skb.sent_by = SentBy.KERNEL if response.by_socket else SentBy.NOBODY
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=response.packet.dst)).exit(),)
     if response.port and response.macs is not None:

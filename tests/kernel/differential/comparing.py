@@ -81,7 +81,7 @@ def diagnostor_of(lab: Lab) -> Diagnostor:
 def question_of(ask: Ask) -> Question:
     """Return the question that a try answers."""
     return Question(
-        src=Endpoint(ip=Ip("::" if ":" in ask.dst else "0.0.0.0"), netns=NetnsId(ask.src)),
+        src=Endpoint(ip=Ip("::" if ":" in ask.dst else "0.0.0.0"), netns=NetnsId(ask.src), uid=0, gid=0),
         dst=Endpoint(ip=Ip(ask.dst), port=ask.dport),
         protocol=Protocol(ask.protocol),
         sport=ask.sport,

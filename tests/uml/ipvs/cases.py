@@ -250,6 +250,15 @@ NAMED: tuple[Case, ...] = (
         commands=_on("n1", f"iptables-legacy -t raw -A PREROUTING -s {WEB_2} -j DROP"),
     ),
     Case(
+        name="drop_packet always",
+        commands=_on("n1", _sysctl("ipv4/vs/am_droprate", 1), _sysctl("ipv4/vs/drop_packet", 3)),
+    ),
+    Case(
+        name="drop_packet one in two",
+        commands=_on("n1", _sysctl("ipv4/vs/am_droprate", 2), _sysctl("ipv4/vs/drop_packet", 3)),
+    ),
+    Case(name="drop_entry always", commands=_on("n1", _sysctl("ipv4/vs/drop_entry", 3))),
+    Case(
         name="MTU of the way smaller",
         commands=_on("n1", "ip route change 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink mtu 1000"),
     ),

@@ -44,6 +44,9 @@ _WRITES = (
     ("bridge/bridge-nf-call-iptables", 1),
     ("bridge/bridge-nf-call-ip6tables", 1),
     ("ipv4/vs/snat_reroute", 1),
+    ("ipv4/vs/drop_packet", 0),
+    ("ipv4/vs/drop_entry", 0),
+    ("ipv4/vs/am_droprate", 10),
     *SYSCTLS,
 )
 

@@ -15,7 +15,7 @@ from tasks.skoop.netstack.nftables.datatypes import Datatype, name_number
 from tasks.skoop.netstack.nftables.jsonform import Json, text
 from tasks.skoop.netstack.nftables.outcomes import Draw, Getter, Outcome, Unsure
 from tasks.skoop.netstack.nftables.view import NO_TRANSPORT, PacketView
-from tasks.skoop.netstack.xtables.api import Hook
+from tasks.skoop.netstack.xtables.api import Hook, SentBy
 from tasks.skoop.netstack.xtables.truth import NotUnderstood
 
 Links = Mapping[str, Interface]
@@ -41,7 +41,7 @@ def _sender(gid: bool) -> Getter:
 
     def get(view: PacketView) -> Outcome:
         context = view.context
-        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.in_dev:
+        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.sent_by != SentBy.PROCESS:
             return None
         found = context.local_gid if gid else context.local_uid
         return answer if found is None else found

@@ -94,6 +94,15 @@ class Arp(Struct, frozen=True, kw_only=True):
     target_mac: str = ""
 
 
+class SentBy(StrEnum):
+    """Whose socket sent a packet (skb->sk): none of this host's where it only passes, or is a RST that REJECT made."""
+
+    NOBODY = "nobody"
+    KERNEL = "kernel"
+    """A socket without a file: ICMP errors, RSTs, answers to pings."""
+    PROCESS = "process"
+
+
 class HookContext(Struct, frozen=True, kw_only=True):
     """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports.
 
@@ -109,7 +118,9 @@ class HookContext(Struct, frozen=True, kw_only=True):
     phys_in: str = ""
     phys_out: str = ""
     connection: ConnectionView = ConnectionView()
+    sent_by: SentBy = SentBy.PROCESS
     local_uid: int | None = None
+    """Of the process that sent it; None: not known."""
     local_gid: int | None = None
     mac: str = ""
     """Source MAC of the frame, for `-m mac`; "" where it has none."""
