@@ -61,7 +61,7 @@ class Diagnostor:
         results = self._results(question)
         outcomes = tuple(_with_data(self, question, outcome, forward, reply) for outcome, forward, reply in results)
         outcomes = _settle_unknowns(outcomes)
-        client_sees = _views(outcomes, question, results)
+        client_sees = _views(outcomes, question, results, TCP_TRIES if self.repeats_syn else 1)
         return Diagnosis(
             question=question,
             verdict=_verdict(client_sees, outcomes),
@@ -396,6 +396,7 @@ def _views(
     outcomes: tuple[FlowOutcome, ...],
     question: Question,
     results: Sequence[Result],
+    tries_made: int,
 ) -> dict[View, float]:
     """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (KERNEL.md 8)."""
     first: dict[View, float] = {}
@@ -408,9 +409,9 @@ def _views(
     if again and again < 1.0 - 1e-9:
         rest = dict(first)
         rest[View.TIMEOUT] = rest[View.TIMEOUT] - again
-        tries = sum(again**turn for turn in range(TCP_TRIES))
+        tries = sum(again**turn for turn in range(tries_made))
         total = {view: share * tries for view, share in rest.items() if share > 1e-12}
-        total[View.TIMEOUT] = total.get(View.TIMEOUT, 0.0) + again**TCP_TRIES
+        total[View.TIMEOUT] = total.get(View.TIMEOUT, 0.0) + again**tries_made
         first = total
     whole = sum(first.values()) or 1.0
     return {view: share / whole for view, share in sorted(first.items(), key=lambda item: -item[1])}

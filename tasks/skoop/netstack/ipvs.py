@@ -93,7 +93,11 @@ def _in(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
         known = collected(ns, packet)
         if known is not None and known.vanished:
             if not ns.sysctl(f"{_VS}/expire_nodest_conn"):
-                return [_lost(ns, skb, _name(known), "the real server of this old connection is gone from the service")]
+                return [
+                    _refused(
+                        ns, skb, hook, _name(known), "the real server of this old connection is gone from the service"
+                    )
+                ]
             known = None
     service = find_service(ns.state.ipvs, packet)
     if known is None and (service is None or not _may_begin(ns, packet)):
@@ -105,12 +109,12 @@ def _in(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     assert service is not None
     return [
         one
-        for way in _under_load(ns, skb, service)
+        for way in _under_load(ns, skb, hook, service)
         for one in (_schedule(ns, way, hook, service) if way.end is None else [way])
     ]
 
 
-def _under_load(ns: Namespace, skb: Skb, service: IpvsService) -> list[Skb]:
+def _under_load(ns: Namespace, skb: Skb, hook: Hook, service: IpvsService) -> list[Skb]:
     """ip_vs_todrop: the packet that would begin a connection may be dropped first; its sender then tries again."""
     share, name = dropped_share(ns), service_name(service)
     if share is None:
@@ -121,8 +125,16 @@ def _under_load(ns: Namespace, skb: Skb, service: IpvsService) -> list[Skb]:
     lost.probability *= share
     skb.probability *= 1 - share
     lost.redraw = skb.redraw = True
-    _lost(ns, lost, name, "drop_packet: new connections are dropped under load")
+    _refused(ns, lost, hook, name, "drop_packet: new connections are dropped under load")
     return [lost] if share >= 1.0 else [skb, lost]
+
+
+def _refused(ns: Namespace, skb: Skb, hook: Hook, key: str, detail: str) -> Skb:
+    """NF_DROP of the hook itself: a local datagram's sender is told, unlike of what is lost on the way on (NF_STOLEN)."""
+    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        return skb.finish(Outcome.UNREACHABLE, Reason.IPVS_DROP, ns.place(Stage.IPVS, key=key), detail, error=error)
+    return _lost(ns, skb, key, detail)
 
 
 def _hangs_on(ns: Namespace, skb: Skb, key: str, what: str) -> Skb:

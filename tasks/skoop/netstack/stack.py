@@ -153,7 +153,7 @@ def _settled(skb: Skb) -> Skb:
     if end is None:
         return skb
     # still inside the sender's own system call; what a device's queue or a bridge drops is not told there (net_xmit_errno, br_dev_xmit)
-    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error and skb.at not in _BELOW_IP
+    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error and skb.at not in _BELOW_IP and not skb.ipvs
     if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
