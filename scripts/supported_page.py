@@ -111,7 +111,7 @@ def _targets() -> Iterator[tuple[str, str, str]]:
         for name, word in targets.PASSIVE.items()
     }  # fmt: skip
     found["SET"] = ("approximate", "the next rule is tried; the ipset is not changed")
-    found["TPROXY"] = ("approximate", "accepted and marked; the socket it goes to is not looked up")
+    found["TPROXY"] = ("approximate", "to the socket that listens there, taken to be transparent; without one the packet is dropped")
     for name, (level, remark) in sorted(found.items()):
         yield f"`{name}`" if name else "(none)", level, remark
     yield "a chain", "exact", "`-j` comes back to the next rule, `-g` does not"

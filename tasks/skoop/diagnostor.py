@@ -15,12 +15,13 @@ from tasks.skoop.model.diagnosis import Diagnosis, FlowOutcome, MtuReport, Serve
 from tasks.skoop.model.endpoint import Question
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.netnode import Action, ActionType, Link, NetNode, NetNodeType, PacketPath
-from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
+from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, View
 from tasks.skoop.netnodes import EXTERNAL, NetNodeManager
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.skb import End
+from tasks.skoop.netstack.stack import User
 from tasks.skoop.walk import Course, follow
 
 TCP_TRIES = 3
@@ -47,8 +48,10 @@ class Composed(Contract):
 class Diagnostor:
     """Answers questions about one collected cluster."""
 
-    def __init__(self, network: Composed) -> None:
+    def __init__(self, network: Composed, *, repeats_syn: bool = True) -> None:
+        """`repeats_syn`: the client waits long enough (a second) to send its SYN again where no answer comes."""
         self.state = network.state
+        self.repeats_syn = repeats_syn
         self.nodes = NetNodeManager(network.state)
         self._port = _unused_port(network.state)
         self._memo: dict[tuple[object, ...], tuple[Result, ...]] = {}
@@ -58,7 +61,7 @@ class Diagnostor:
         results = self._results(question)
         outcomes = tuple(_with_data(self, question, outcome, forward, reply) for outcome, forward, reply in results)
         outcomes = _settle_unknowns(outcomes)
-        client_sees = _views(outcomes, question, results)
+        client_sees = _views(outcomes, question, results, TCP_TRIES if self.repeats_syn else 1)
         return Diagnosis(
             question=question,
             verdict=_verdict(client_sees, outcomes),
@@ -72,11 +75,14 @@ class Diagnostor:
     def _results(self, question: Question) -> tuple[Result, ...]:
         packet = self._first_packet(question)
         start = self._start(question)
-        slot = (start, packet)
+        user = (question.src.uid, question.src.gid)
+        slot = (start, packet, user)
         if slot not in self._memo:
-            passages = self.nodes.get(start).send(packet, {})
+            passages = self.nodes.get(start).send(packet, {}, user=user)
             self._memo[slot] = tuple(
-                result for course in follow(self.nodes, start, passages) for result in self._answer(start, course)
+                result
+                for course in follow(self.nodes, start, passages)
+                for result in self._answer(start, replace(course, user=user))
             )
         return self._memo[slot]
 
@@ -164,7 +170,7 @@ class Diagnostor:
                 df=packet.df and packet.protocol == Protocol.TCP,
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
-            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif)
+            passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif, user=_server(course))
         results: list[Result] = []
         for arriving in follow(self.nodes, course.last, passages, answer=True):
             back = _arrived(start, course.original, arriving)
@@ -176,9 +182,31 @@ class Diagnostor:
             outcome = _flow(course, back, view, back.end.detail)
             if view == View.CONNECTED and packet.protocol == Protocol.TCP:
                 results += self._third(outcome, course, back)
+            elif view == View.TIMEOUT and packet.protocol == Protocol.TCP and self.repeats_syn:
+                results.append(self._again(start, outcome, course, back))
             else:
                 results.append((outcome, course, back))
         return results
+
+    def _again(self, start: str, outcome: FlowOutcome, course: Course, back: Course) -> Result:
+        """Walk the SYN that is repeated where the answer was lost: conntrack has seen that answer, so that the SYN is ESTABLISHED now.
+
+        What refuses it then is what the client hears in the end.
+        """
+        if start.startswith(EXTERNAL):
+            return outcome, course, back
+        syn = course.original.with_(mark=0, ct_state=CtState.NONE)
+        passages = self.nodes.get(start).send(syn, back.flow, bound=True, answer=True, user=course.user)
+        repeated = next(iter(follow(self.nodes, start, passages, answer=True)), None)
+        if repeated is None or repeated.end.response is None or repeated.end.outcome == Outcome.DELIVERED:
+            return outcome, course, back
+        passages = self.nodes.get(repeated.last).respond(repeated.end.response, repeated.flow)
+        for told in follow(self.nodes, repeated.last, passages, answer=True):
+            heard = _arrived(start, course.original, told)
+            if heard.end.outcome == Outcome.DELIVERED:
+                detail = f"the answer is lost ({outcome.detail}), the repeated SYN refused: {repeated.end.detail}"
+                return replace(outcome, client_sees=_view_of_answer(heard.packet), detail=detail), course, back
+        return outcome, course, back
 
     def _third(self, outcome: FlowOutcome, course: Course, back: Course) -> list[Result]:
         """Walk the handshake's third segment. If it is lost the client is connected, but to nobody that listens.
@@ -228,7 +256,8 @@ class Diagnostor:
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
         oif = course.end.oif if backwards else ""
         known = reply.flow if flow is None else flow
-        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif)
+        user = _server(course) if backwards else course.user
+        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif, user=user)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 
@@ -238,6 +267,11 @@ def _same_ends(one: Course, other: Course) -> bool:
         (course.packet.src, course.packet.sport, course.packet.dst, course.packet.dport) for course in (one, other)
     ]
     return one.last == other.last and ports[0] == ports[1]
+
+
+def _server(course: Course) -> User:
+    socket = course.end.socket
+    return (socket.uid if socket is not None else None, None)
 
 
 def _mirror(packet: Packet) -> Packet:
@@ -378,6 +412,7 @@ def _views(
     outcomes: tuple[FlowOutcome, ...],
     question: Question,
     results: Sequence[Result],
+    tries_made: int,
 ) -> dict[View, float]:
     """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (KERNEL.md 8)."""
     first: dict[View, float] = {}
@@ -390,9 +425,9 @@ def _views(
     if again and again < 1.0 - 1e-9:
         rest = dict(first)
         rest[View.TIMEOUT] = rest[View.TIMEOUT] - again
-        tries = sum(again**turn for turn in range(TCP_TRIES))
+        tries = sum(again**turn for turn in range(tries_made))
         total = {view: share * tries for view, share in rest.items() if share > 1e-12}
-        total[View.TIMEOUT] = total.get(View.TIMEOUT, 0.0) + again**TCP_TRIES
+        total[View.TIMEOUT] = total.get(View.TIMEOUT, 0.0) + again**tries_made
         first = total
     whole = sum(first.values()) or 1.0
     return {view: share / whole for view, share in sorted(first.items(), key=lambda item: -item[1])}

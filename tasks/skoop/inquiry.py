@@ -2,29 +2,25 @@
 
 The question leaves by a device, is flooded by bridges (within its VLAN) and by vxlan's all-zero entries, goes down and up through
 stacked devices, and is answered by every namespace that has
-the address there (`netstack.neighbour.answers_for`). Neighbour discovery is IPv6: the packet filters of the asker, of bridges with
-br_netfilter and of the answerer see it (untracked: noct_valid_new, net/netfilter/nf_conntrack_proto_icmpv6.c). ARP is not shown to
-iptables; arptables is left out. Answers are taken to find the way back that the question came, unless a
+the address there (`netstack.neighbour.answers_for`). Packet filters on the way see it, and the answer (`heard`). Answers are taken to find the way back that the question came, unless a
 bridge filters by VLAN or a macvlan takes everything: then that is looked at.
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv6Address
 from typing import Protocol
 
-from tasks.skoop.model.addr import Ip, Mac, ip_int, ip_version, is_multicast
+from tasks.skoop.heard import IN, OUT, Filters, Said, answer, question
+from tasks.skoop.model.addr import Ip, Mac, ip_version, is_multicast
 from tasks.skoop.model.ids import NetnsId
-from tasks.skoop.model.packet import CtState, Frame, Packet
+from tasks.skoop.model.packet import Frame, Packet
 from tasks.skoop.model.packet import Protocol as IpProtocol
 from tasks.skoop.model.state import FdbEntry, Interface, NeighbourState, Section
-from tasks.skoop.model.trace import Step
 from tasks.skoop.netstack.bridge import known_port
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.icmp import own_source
 from tasks.skoop.netstack.namespace import Answers, Namespace
 from tasks.skoop.netstack.neighbour import answers_for, cannot_tell
-from tasks.skoop.netstack.netfilter import traverse
-from tasks.skoop.netstack.skb import At, Skb, steps_of
+from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS
 from tasks.skoop.netstack.vlans import tag_of, vlan_of
 from tasks.skoop.netstack.xtables.api import Hook
 from tasks.skoop.stacked import BONDS, IPVLANS, MACVLANS, STACKED, Lost, Stacks
@@ -32,8 +28,6 @@ from tasks.skoop.stacked import BONDS, IPVLANS, MACVLANS, STACKED, Lost, Stacks
 L2_TUNNELS = frozenset(("geneve", "gretap", "ip6gretap"))
 _NOTHING = Packet(src=Ip("0.0.0.0"), dst=Ip("0.0.0.0"), length=0)
 _ALL_ZERO = "00:00:00:00:00:00"
-_SOLICITATION, _ADVERTISEMENT = 135, 136
-_INWARDS = (Hook.PREROUTING, Hook.INPUT)
 _NOBODY = Answers()
 
 
@@ -65,11 +59,6 @@ class Cables(Protocol):
         """Return the collected device on the underlay that has the link-layer address in a VLAN of it."""
 
 
-def solicited_node(target: Ip) -> Ip:
-    """Return the multicast address that a solicitation for the target goes to (RFC 4291, 2.7.1)."""
-    return Ip(str(IPv6Address((0xFF02 << 112) | (0x1FF << 24) | (ip_int(target) & 0xFFFFFF))))
-
-
 class Inquiry:
     """One question: who has `target`? asked in the name of `sender`."""
 
@@ -78,31 +67,25 @@ class Inquiry:
         self.target = target
         self.sender = sender
         self._seen: set[tuple[str, str, int]] = set()
-        self._stopped: tuple[Step, ...] = ()
-        self._missing: tuple[str, ...] = ()
+        self._filters = Filters()
         self._asker: tuple[NetnsId, str] | None = None
-        self._home: Interface | None = None
-        self._question = self._answer = None
-        if ":" in target:
-            asker = sender or Ip("fe80::1")
-            self._question = _discovery(asker, solicited_node(target), _SOLICITATION)
-            self._answer = _discovery(target, asker, _ADVERTISEMENT)
+        self._question = question(target, sender, "")
 
     def ask_from(self, netns: NetnsId, dev: str, vlan: int = 0) -> Answers:
         """Ask out of a device of a namespace, in a VLAN of it, and return who answers."""
         ns = self.cables.namespace(netns)
         if ns is None:
             return _NOBODY
-        if not self._passes(ns, self._question, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
+        self._question = question(self.target, self.sender, ns.links[dev].mac if dev in ns.links else "")
+        if not self._filters.sent(ns, self._question, dev):
             return self._silence()
-        self._home = ns.links.get(dev)
         if self.cables.one_way and dev in ns.links:
             self._asker = (netns, dev)
         found = self._ask(netns, dev, vlan)
         if found.macs and self._is_own(ns, dev):
             return self._silence()
         bridge = dev in ns.links and ns.links[dev].kind == "bridge"  # then each port has let its answer in, or not
-        if found.macs and not bridge and not self._passes(ns, self._answer, _INWARDS, in_dev=dev):
+        if found.macs and not bridge and not self._filters.taken(ns, self._answer_by(found), dev):
             return self._silence()
         if found.macs or found.outside:
             return found
@@ -114,11 +97,11 @@ class Inquiry:
         return ":" in self.target and link is not None and any(one.ip == self.target for one in link.addresses)
 
     def _silence(self) -> Answers:
-        return Answers(stopped=self._stopped, missing=tuple(dict.fromkeys(self._missing)))
+        return Answers(stopped=self._filters.stopped, missing=tuple(dict.fromkeys(self._filters.missing)))
 
     def _lacking(self, gap: str) -> Answers:
         """Nobody is known to answer here, but somebody may: what is missing is told if no other answer comes."""
-        self._missing = (*self._missing, gap)
+        self._filters.missing = (*self._filters.missing, gap)
         return _NOBODY
 
     def _ask(self, netns: NetnsId, dev: str, vlan: int = 0) -> Answers:
@@ -127,12 +110,25 @@ class Inquiry:
         if ns is None or link is None or not link.up or (netns, dev, vlan) in self._seen:
             return _NOBODY
         self._seen.add((netns, dev, vlan))
+        if not self._filters.at_device(ns, self._question, dev, EGRESS):
+            return _NOBODY
+        found = self._beyond(ns, link, vlan)
+        if found.macs and not self._filters.at_device(ns, self._answer_by(found), dev, INGRESS):
+            return _NOBODY
+        return found
+
+    def _answer_by(self, found: Answers) -> Said:
+        return answer(self._question, self.target, self.sender, found.macs[0])
+
+    def _beyond(self, ns: Namespace, link: Interface, vlan: int) -> Answers:
+        """Follow the question past a device that sends it."""
+        netns, dev = ns.id, link.name
         if link.kind == "bridge":
             vid = vlan_of(link, link, vlan)
             if vid is None:
                 return _NOBODY
             return _together(
-                self._ask_port(ns, link, port, tag)
+                self._out_of_bridge(ns, link, port, tag)
                 for port in _flooding(ns, dev, None)
                 if (tag := tag_of(link, port, vid)) is not None
             )
@@ -155,12 +151,15 @@ class Inquiry:
             return Answers(outside=True)
         return found
 
-    def _ask_port(self, ns: Namespace, bridge: Interface, port: Interface, tag: int) -> Answers:
-        """Ask out of one port of a bridge that has the question itself."""
-        found = self._ask(ns.id, port.name, tag)
-        filtered = ns.bridge_calls_iptables(bridge.name, 6) and not tag
-        through = port.name if filtered else ""
-        if found.macs and not self._passes(ns, self._answer, _INWARDS, in_dev=bridge.name, phys_in=through):
+    def _out_of_bridge(self, ns: Namespace, bridge: Interface, port: Interface, vlan: int) -> Answers:
+        """The bridge's own host asks by a port; what comes back there goes up."""
+        if not self._filters.on_bridge(ns, self._question, *OUT, out_port=port.name):
+            return _NOBODY
+        found = self._ask(ns.id, port.name, vlan)
+        if found.macs and not self._filters.on_bridge(ns, self._answer_by(found), *IN, in_port=port.name):
+            return _NOBODY
+        through = port.name if ns.bridge_calls_iptables(bridge.name, 6) and not vlan else ""
+        if found.macs and not self._filters.taken(ns, self._answer_by(found), bridge.name, port=through):
             return _NOBODY
         return found
 
@@ -199,9 +198,7 @@ class Inquiry:
         return found
 
     def _outer_passes(self, ns: Namespace, there: Namespace, outer: Packet | None) -> bool:
-        return self._passes(ns, outer, (Hook.OUTPUT, Hook.POSTROUTING), tracked=True) and self._passes(
-            there, outer, (Hook.PREROUTING, Hook.INPUT), tracked=True
-        )
+        return self._filters.shown(ns, outer, OUT, tracked=True) and self._filters.shown(there, outer, IN, tracked=True)
 
     def _ask_below(self, netns: NetnsId, link: Interface, vlan: int) -> Answers:
         """A stacked device asks: its siblings hear where its mode says so, then those beyond the lower device."""
@@ -230,6 +227,15 @@ class Inquiry:
         if link is None or not link.up or (netns, dev, vlan) in self._seen:
             return _NOBODY
         self._seen.add((netns, dev, vlan))
+        if not self._filters.at_device(ns, self._question, dev, INGRESS):
+            return _NOBODY
+        found = self._taken_up(ns, link, vlan)
+        if found.macs and not self._filters.at_device(ns, self._answer_by(found), dev, EGRESS):
+            return _NOBODY
+        return found
+
+    def _taken_up(self, ns: Namespace, link: Interface, vlan: int) -> Answers:
+        netns, dev = ns.id, link.name
         master = ns.links.get(link.master or "")
         if master is not None and master.kind in BONDS:
             return self._hear(netns, master.name, vlan) if link.slave_active else _NOBODY
@@ -242,7 +248,7 @@ class Inquiry:
             above = [(at, one) for at, one in stacks.above(here, IPVLANS | MACVLANS) if one.mode not in ("l3", "l3s")]
             if any(one.mode == "passthru" for _, one in above):
                 return _together(self._hear(*at) for at, _ in above)
-            own = self._answer_of(ns, dev, _INWARDS)
+            own = self._answer_of(ns, dev, IN)
             return _together(iter((own, *(self._hear(*at) for at, _ in above))))
         return self._hear_on_bridge(ns, master, link, vlan)
 
@@ -252,16 +258,20 @@ class Inquiry:
         vid = vlan_of(master, link, vlan)
         if vid is None:
             return _NOBODY
-        filtered = ns.bridge_calls_iptables(master.name, 6) and not vlan
+        filtered = self._question.arp is None and ns.bridge_calls_iptables(master.name, 6) and not vlan
         dev = link.name
-        if filtered and not self._passes(ns, self._question, (Hook.PREROUTING,), in_dev=master.name, phys_in=dev):
+        if not self._filters.on_bridge(ns, self._question, Hook.PREROUTING, in_port=dev):
+            return _NOBODY
+        if filtered and not self._filters.shown(
+            ns, self._question.packet, (Hook.PREROUTING,), in_dev=master.name, phys_in=dev
+        ):
             return _NOBODY
         own = _NOBODY
         tag = tag_of(master, master, vid)
-        if tag:
-            own = self._hear(ns.id, master.name, tag)
-        elif tag == 0:
-            own = self._answer_of(ns, master.name, (Hook.INPUT,) if filtered else _INWARDS, dev if filtered else "")
+        if tag is not None and self._filters.on_bridge(ns, self._question, Hook.INPUT, in_port=dev):
+            own = self._heard_by_host(ns, master, tag, port=dev if filtered else "")
+            if own.macs and not self._filters.on_bridge(ns, self._answer_by(own), *OUT, out_port=dev):
+                own = _NOBODY
         across = (
             self._across(ns, master, link, port, tag, filtered=filtered)
             for port in _flooding(ns, master.name, link)
@@ -269,57 +279,69 @@ class Inquiry:
         )
         return _together(iter((own, *across)))
 
+    def _heard_by_host(self, ns: Namespace, bridge: Interface, tag: int, *, port: str) -> Answers:
+        """br_pass_frame_up: the host hears it by the bridge, or by a VLAN device on it."""
+        if tag:
+            return self._hear(ns.id, bridge.name, tag)
+        if not self._filters.at_device(ns, self._question, bridge.name, INGRESS):
+            return _NOBODY
+        own = self._answer_of(ns, bridge.name, (Hook.INPUT,) if port else IN, port=port)
+        if own.macs and not self._filters.at_device(ns, self._answer_by(own), bridge.name, EGRESS):
+            return _NOBODY
+        return own
+
     def _across(
         self, ns: Namespace, bridge: Interface, ingress: Interface, port: Interface, vlan: int, *, filtered: bool
     ) -> Answers:
         """Pass the question from port to port, and the answer back."""
-        if filtered and not self._bridged(ns, self._question, bridge, ingress, port):
+        if not self._bridged(ns, self._question, bridge, ingress, port, filtered=filtered):
             return _NOBODY
         found = self._ask(ns.id, port.name, vlan)
-        if found.macs and filtered:
-            hooks, dev = (Hook.PREROUTING,), bridge.name
-            if not self._passes(ns, self._answer, hooks, in_dev=dev, phys_in=port.name):
-                return _NOBODY
-            if not self._bridged(ns, self._answer, bridge, port, ingress):
-                return _NOBODY
-        return found
+        if not found.macs:
+            return found
+        said, hooks = self._answer_by(found), (Hook.PREROUTING,)
+        if filtered and not self._filters.shown(ns, said.packet, hooks, in_dev=bridge.name, phys_in=port.name):
+            return _NOBODY
+        return found if self._bridged(ns, said, bridge, port, ingress, filtered=filtered) else _NOBODY
 
     def _bridged(
-        self, ns: Namespace, packet: Packet | None, bridge: Interface, ingress: Interface, egress: Interface
+        self, ns: Namespace, said: Said, bridge: Interface, ingress: Interface, egress: Interface, *, filtered: bool
     ) -> bool:
-        return self._passes(
+        hooks = (Hook.FORWARD, Hook.POSTROUTING)
+        if not self._filters.on_bridge(ns, said, *hooks, in_port=ingress.name, out_port=egress.name):
+            return False
+        return not filtered or self._filters.shown(
             ns,
-            packet,
-            (Hook.FORWARD, Hook.POSTROUTING),
+            said.packet,
+            hooks,
             in_dev=bridge.name,
             out_dev=bridge.name,
             phys_in=ingress.name,
             phys_out=egress.name,
         )
 
-    def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...], port: str = "") -> Answers:
+    def _answer_of(self, ns: Namespace, dev: str, inwards: tuple[Hook, ...], *, port: str = "") -> Answers:
         if (gap := cannot_tell(ns, dev, self.target)) is not None:
             return self._lacking(gap)
         mac = answers_for(ns, dev, self.target, self.sender)
         if mac is not None and self._asker and not self._comes_back(ns, dev):
             return _NOBODY
-        if mac is None or not self._passes(ns, self._question, inwards, in_dev=dev, phys_in=port):
-            return _NOBODY
-        if not self._passes(ns, self._answer, (Hook.OUTPUT, Hook.POSTROUTING), out_dev=dev):
+        if mac is None or not self._filters.taken(ns, self._question, dev, inwards, port=port):
             return _NOBODY
         if self._goes_astray(ns, dev):
             return _NOBODY
-        return Answers(macs=(mac,), by=((ns.id, dev),))
+        found = Answers(macs=(mac,), by=((ns.id, dev),))
+        return found if self._filters.sent(ns, self._answer_by(found), dev) else _NOBODY
 
     def _goes_astray(self, ns: Namespace, dev: str) -> bool:
         """Say whether an advertisement goes to another: it is sent like any packet (ndisc_send_na).
 
         The solicitation has told the asker's link-layer address, but a permanent entry does not learn (neigh_update).
         """
-        if self.sender is None or ":" not in self.target or self._home is None:
+        if self.sender is None or self._question.arp is not None:
             return False
         entry = ns.neighbours.get((dev, self.sender))
-        return entry is not None and entry.state == NeighbourState.PERMANENT and entry.mac != self._home.mac
+        return entry is not None and entry.state == NeighbourState.PERMANENT and entry.mac != self._question.src_mac
 
     def _comes_back(self, ns: Namespace, dev: str) -> bool:
         """Say whether the answer finds the asker."""
@@ -327,25 +349,6 @@ class Inquiry:
         if home is None or self._asker is None:
             return True
         return Seeker(self.cables, home.links[self._asker[1]].mac, self._asker).leaves(ns.id, dev, 0)
-
-    def _passes(
-        self, ns: Namespace, packet: Packet | None, hooks: tuple[Hook, ...], *, tracked: bool = False, **devices: str
-    ) -> bool:
-        """Say whether a discovery packet gets through these hooks (ARP always does)."""
-        if packet is None:
-            return True
-        for hook in hooks:
-            skb = Skb(packet, {}, at=At.IP_RCV)
-            skb.untracked = not tracked
-            for name, dev in devices.items():
-                setattr(skb, name, dev)
-            ways = traverse(ns, skb, hook)
-            # whoever hears it looks whether it came from the link itself (ndisc_rcv)
-            if all(way.end is not None or way.packet.ttl != packet.ttl for way in ways):
-                self._stopped = (*self._stopped, *steps_of(ways[0].trail))
-                self._missing += tuple(gap for way in ways for gap in way.missing)
-                return False
-        return True
 
 
 def _outer(ns: Namespace, link: Interface, there: Namespace) -> Packet | None:
@@ -372,26 +375,14 @@ def _outer(ns: Namespace, link: Interface, there: Namespace) -> Packet | None:
     )
 
 
-def _discovery(src: Ip, dst: Ip, kind: int) -> Packet:
-    return Packet(
-        src=src,
-        dst=dst,
-        protocol=IpProtocol.ICMPV6,
-        icmp_type=kind,
-        ttl=255,
-        length=72,
-        ct_state=CtState.UNTRACKED,
-    )
-
-
 def _together(answers: Iterator[Answers]) -> Answers:
     macs: dict[Mac, None] = {}
     by: tuple[tuple[NetnsId, str], ...] = ()
     outside = False
-    for answer in answers:
-        macs.update(dict.fromkeys(answer.macs))
-        by += answer.by
-        outside = outside or answer.outside
+    for one in answers:
+        macs.update(dict.fromkeys(one.macs))
+        by += one.by
+        outside = outside or one.outside
     return Answers(macs=tuple(macs), by=by, outside=outside)
 
 

@@ -24,7 +24,9 @@ from tasks.skoop.model.trace import Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import stack
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Answers, Namespace
+from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS, on_device
 from tasks.skoop.netstack.skb import At, Exit, Response, Skb
+from tasks.skoop.netstack.stack import ANYBODY, User
 from tasks.skoop.stacked import IPVLANS, STACKED, Lost, Reached, Stacks
 
 EXTERNAL = "external"
@@ -45,7 +47,14 @@ class NetNodeAction(Protocol):
     type: NetNodeType
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address.
 
@@ -178,10 +187,17 @@ class StackNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this namespace."""
-        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif))
+        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif, user=user))
 
     def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
         """Send what the kernel itself answers."""
@@ -204,26 +220,49 @@ class StackNode:
         return self._onward(exits)
 
     def _onward(self, exits: tuple[Exit, ...]) -> tuple[Passage, ...]:
-        return (self._pass(exits[0]),) if len(exits) == 1 else tuple(self._pass(way) for way in exits)
+        return tuple(passage for way in exits for passage in self._pass(way))
 
-    def _pass(self, way: Exit) -> Passage:
+    def _pass(self, way: Exit) -> Iterator[Passage]:
         if way.emit is None:
-            return Passage(exit=way)
+            yield Passage(exit=way)
+            return
         here = (self.namespace.id, way.emit.dev)
         if way.emit.to is not None:
             there, entry = way.emit.to, way.emit.entry
             crossing = _crossing(self.id, here[1], LinkType.VETH, *there, way.emit.frame)
-            return Passage(exit=way, transmission=replace(crossing, entry=entry))
+            yield Passage(exit=way, transmission=replace(crossing, entry=entry))
+            return
         uplink = self.namespace.links[here[1]].kind in STACKED and self._cabling.is_uplink(*here)
         below = Reached(here, way.emit.frame) if uplink else self._cabling.stacks.down(here, way.emit.frame)
         if isinstance(below, Lost):
-            return Passage(exit=self._lost(way, below))
+            yield Passage(exit=self._lost(way, below))
+            return
+        for after, frame in self._crossed(way, below, EGRESS):
+            yield from [Passage(exit=after)] if after.end else self._leave(after, below._replace(frame=frame))
+
+    def _leave(self, way: Exit, below: Reached) -> Iterator[Passage]:
         if below.arrived or below.entry:
-            return self._arrive(way, LinkType.VETH, below)
+            yield from self._arrive(way, LinkType.VETH, below)
+            return
         link = self._cabling.stacks.link(below.at)
         if link.peer is not None:
-            return self._arrive(way, LinkType.VETH, Reached(link.peer, below.frame))
-        return self._to_underlay(way, below, link)
+            yield from self._arrive(way, LinkType.VETH, Reached(link.peer, below.frame))
+            return
+        yield self._to_underlay(way, below, link)
+
+    def _crossed(self, way: Exit, reached: Reached, hook: str) -> Iterator[tuple[Exit, Frame]]:
+        """Let what stands at the ingress or egress of devices below a stacked one see the frame."""
+        todo = [(way, reached.frame)]
+        for netns, dev in reached.passed:
+            ns = self._cabling.namespace(netns)
+            if ns is None or not ns.base_chains.on_link("netdev", hook):
+                continue
+            todo = [
+                (skb.exit(), replace(frame, packet=skb.packet))
+                for one, frame in todo
+                for skb in ([_copy(one)] if one.end else on_device(ns, _copy(one, frame), dev, hook))
+            ]
+        yield from todo
 
     def _to_underlay(self, way: Exit, below: Reached, link: Interface) -> Passage:
         netns, dev = below.at
@@ -248,18 +287,21 @@ class StackNode:
         arriving = Frame(frame.packet, frame.src_mac, end.mac)
         return Passage(exit=way, transmission=_crossing(self.id, dev, LinkType.INFRA, there[0], end.name, arriving))
 
-    def _arrive(self, way: Exit, kind: LinkType, at: Reached) -> Passage:
+    def _arrive(self, way: Exit, kind: LinkType, at: Reached) -> Iterator[Passage]:
         """Take the frame up at the other end to the device whose host gets it."""
         assert way.emit is not None
         top = at if at.entry else self._cabling.stacks.up(at.at, at.frame)
         if isinstance(top, Lost):
-            return Passage(exit=self._lost(way, top))
-        crossing = _crossing(self.id, way.emit.dev, kind, *top.at, top.frame)
-        return Passage(exit=way, transmission=replace(crossing, entry=top.entry) if top.entry else crossing)
+            yield Passage(exit=self._lost(way, top))
+            return
+        for after, frame in self._crossed(way, top, INGRESS) if top is not at else [(way, top.frame)]:
+            crossing = _crossing(self.id, way.emit.dev, kind, *top.at, frame)
+            crossing = replace(crossing, entry=top.entry) if top.entry else crossing
+            yield Passage(exit=after) if after.end else Passage(exit=after, transmission=crossing)
 
     def _lost(self, way: Exit, lost: Lost) -> Exit:
         ns = self._cabling.namespace(lost.at[0]) or self.namespace
-        skb = _copy(way)
+        skb = _copy(replace(way, emit=None))
         outcome = Outcome.UNKNOWN if lost.missing else Outcome.DROPPED
         if lost.missing:
             skb.missing = (*way.missing, lost.missing)
@@ -288,9 +330,12 @@ def _nowhere(ns: Namespace, way: Exit, link: Interface) -> Exit:
     return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, detail).exit()
 
 
-def _copy(way: Exit) -> Skb:
-    """Return a packet that goes on from where this way has come to."""
-    skb = Skb(way.packet, way.flow, at=At.DEV_XMIT)
+def _copy(way: Exit, frame: Frame | None = None) -> Skb:
+    """Return a packet, in this frame, that goes on from where this way has come to."""
+    skb = Skb(way.packet if frame is None else frame.packet, way.flow, at=At.DEV_XMIT)
+    if frame is not None:
+        skb.src_mac, skb.dst_mac, skb.vlan = frame.src_mac, frame.dst_mac, frame.vlan
+    skb.end, skb.emit, skb.redraw = way.end, way.emit, way.redraw
     skb.trail, skb.probability, skb.assumed, skb.missing = way.trail, way.probability, way.assumed, way.missing
     skb.path_mtu, skb.overhead = way.path_mtu, way.overhead
     return skb
@@ -306,10 +351,17 @@ class ExternalNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self,
+        packet: Packet,
+        flow: Flow,
+        *,
+        bound: bool = False,
+        answer: bool = False,
+        oif: str = "",
+        user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Let an unknown host send: known only if the destination is a collected host's own address."""
-        del bound, answer, oif
+        del bound, answer, oif, user
         skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
         there = self._cabling.owner(packet.dst)
         place = _outside(self.id)

@@ -43,6 +43,8 @@ class Reached(NamedTuple):
     at: At
     frame: Frame
     arrived: bool = False
+    passed: tuple[At, ...] = ()
+    """The devices that it has crossed to get there: below the one that sent it, or below the one that takes it."""
     entry: str = ""
     """How a packet enters a namespace other than by a device: `output` (ipvlan l3 sends from its lower device's stack)."""
 
@@ -95,6 +97,7 @@ class Stacks:
 
     def down(self, at: At, frame: Frame) -> Reached | Lost:
         """Follow a frame from the device that sends it to the one on the wire, or to a sibling of it."""
+        passed: tuple[At, ...] = ()
         for _ in range(8):
             link = self._links.get(at)
             if link is None:
@@ -102,13 +105,16 @@ class Stacks:
             if not link.up:
                 return Lost(at, Reason.LINK_DOWN, f"{link.name} is down")
             if link.kind not in STACKED:
-                return Reached(at, frame)
+                return Reached(at, frame, passed=passed)
             if not link.carrier:
                 return Lost(at, Reason.LINK_DOWN, f"{link.name} has no carrier")
             step = self._step_down(at, link, frame)
-            if isinstance(step, Lost) or step.arrived or step.entry:
+            if isinstance(step, Lost):
                 return step
+            if step.arrived or step.entry:
+                return step._replace(passed=passed)
             at, frame = step.at, step.frame
+            passed = (*passed, at)
         return Lost(at, Reason.LOOP, "devices stand on one another in a circle")
 
     def _step_down(self, at: At, link: Interface, frame: Frame) -> Reached | Lost:
@@ -169,15 +175,18 @@ class Stacks:
 
     def up(self, at: At, frame: Frame) -> Reached | Lost:
         """Follow a frame from the device on the wire to the one whose host gets it."""
+        passed: tuple[At, ...] = ()
         for _ in range(8):
             link = self._links.get(at)
             if link is None or not link.up or (frame.packet.length > link.mtu + 4 and link.name != "lo"):
-                return Reached(at, frame, arrived=True)  # its own receive drops it, or tells what is missing
+                # its own receive drops it, or tells what is missing
+                return Reached(at, frame, arrived=True, passed=passed)
             step = self._step_up(at, link, frame)
             if step is None:
-                return Reached(at, frame, arrived=True)
+                return Reached(at, frame, arrived=True, passed=passed)
             if isinstance(step, Lost):
                 return step
+            passed = (*passed, at)
             at, frame = step.at, step.frame
         return Lost(at, Reason.LOOP, "devices stand on one another in a circle")
 

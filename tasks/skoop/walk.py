@@ -14,6 +14,7 @@ from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, Step, Walk
 from tasks.skoop.netnodes import NetNodeManager, Passage
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.skb import End, Trail
+from tasks.skoop.netstack.stack import ANYBODY, User
 
 MAX_HOPS = 256
 """Links that one packet may cross: more than a TTL of 64 lasts, so that a packet that goes in circles dies as it really does."""
@@ -42,6 +43,8 @@ class Course(Struct, frozen=True, gc=False, kw_only=True):
     assumed: tuple[str, ...] = ()
     path_mtu: int = 0
     redraw: bool = False
+    user: User = ANYBODY
+    """Whose process sent it."""
 
     def walk(self) -> Walk:
         """Return the course as a report shows it."""

@@ -34,6 +34,7 @@ from tasks.skoop.model.suspicion import (
 )
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage, View, Walk
 from tasks.skoop.model.xtables import Rule
+from tasks.skoop.netstack.ipvs import service_name
 from tasks.skoop.network import Network
 from tasks.skoop.plugins.podlink import PodLinks
 
@@ -124,7 +125,8 @@ def _node(netns: NetNS) -> NodeName | None:
 def _netfilter(network: Network, netns: NetNS, ended: Ended) -> _Finding:
     del network
     place = ended.place
-    if not place.backend:
+    native = " " in place.table
+    if not place.backend or (native and (place.rule == 0 or place.hook in ("INGRESS", "EGRESS"))):
         return _Finding("KP-NF-006")
     if place.rule == 0:
         policy = SetPolicy(
@@ -385,6 +387,15 @@ def _unexpected(network: Network, netns: NetNS, ended: Ended) -> _Finding:
     return _Finding("KP-WALK-004")
 
 
+def _no_real_server(network: Network, netns: NetNS, ended: Ended) -> _Finding:
+    """A virtual server refused the connection: it has no real server, or none that takes new connections."""
+    del network
+    service = next((one for one in netns.ipvs if service_name(one) == ended.place.key), None)
+    if service is None or service.destinations:
+        return _Finding("KP-SVC-021")
+    return _Finding("KP-K8S-003", (), "Give the Service a ready pod: see its selector, and the readiness of the pods.")
+
+
 def _vni(network: Network, netns: NetNS, ended: Ended) -> _Finding:
     del network, netns, ended
     return _Finding("KP-VXLAN-003")
@@ -404,6 +415,7 @@ HANDLERS: Mapping[Reason, Callable[[Network, NetNS, Ended], _Finding | None]] = 
     Reason.NEIGH_FAILED: _neighbour,
     Reason.OTHERHOST: _other_host,
     Reason.NO_SOCKET: _no_socket,
+    Reason.NO_REAL_SERVER: _no_real_server,
     Reason.LISTEN_OVERFLOW: _overflow,
     Reason.LINK_DOWN: _link_down,
     Reason.BRIDGE_STATE: _bridge_state,

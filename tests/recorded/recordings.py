@@ -55,7 +55,7 @@ def question_of(state: ClusterState, row: dict[str, Any]) -> Question:
     """Return the question that a row answers."""
     kind = row["proto"]
     return Question(
-        src=Endpoint(ip=Ip(row["src_ip"]), netns=source_of(state, row["src"], row["src_ip"])),
+        src=Endpoint(ip=Ip(row["src_ip"]), netns=source_of(state, row["src"], row["src_ip"]), uid=0, gid=0),
         dst=Endpoint(ip=Ip(row["dst"]), port=row["dport"] or 0),
         protocol=Protocol({"tcp4k": "tcp", "udp1400df": "udp"}.get(kind, kind)),
         sport=row.get("sport") or 0,

@@ -2,10 +2,25 @@
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tests.scenarios.scenario import parse
+import msgspec
+
+from tests.scenarios.building import built, filter_up, nft_tables
+from tests.scenarios.scenario import listing_of, load, parse
 from tests.scenarios.simulated import tell
 from tests.scenarios.texts import CASES, rewritten
+
+
+def list_tables(path: Path) -> None:
+    """Write what the kernel makes of a scenario's `nft` lines beside it; what does not differ stays as it is."""
+    scenario = parse(path.read_text(), path.stem)
+    with TemporaryDirectory() as folder, built(scenario, Path(folder, "lock")) as spaces:
+        filter_up(scenario, spaces, Path(folder, "lock"))
+        listed = {name: nft_tables(spaces[name]) for name, space in scenario.spaces.items() if space.nft}
+    new = msgspec.json.format(msgspec.json.encode(listed), indent=1) + b"\n"
+    if not listing_of(path).exists() or listing_of(path).read_bytes() != new:
+        listing_of(path).write_bytes(new)
 
 
 def main() -> None:
@@ -16,7 +31,9 @@ def main() -> None:
     given = parser.parse_args()
     for path in given.files or CASES:
         text = path.read_text()
-        scenario = parse(text, path.stem)
+        if given.rewrite and any(space.nft for space in parse(text, path.stem).spaces.values()):
+            list_tables(path)
+        scenario = load(path)
         new = rewritten(text, scenario, [lines for _, lines in tell(scenario)])
         if not given.rewrite:
             print(new)  # noqa: T201

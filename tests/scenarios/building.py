@@ -1,14 +1,22 @@
 """Builds a scenario in network namespaces of this machine, with the tools that its lines are written for."""
 
+import json
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from lab import rtnl
 from lab.errors import LabFailed
 from lab.netns import Netns, write_sysctl
+from tasks.skoop.model.state import NftTable
+from tasks.skoop.model.xtables import Backend
+from tasks.skoop.parse.nft import FAMILIES, lacks_devices, parse_nft, with_devices
 from tests.scenarios.scenario import BENCH, PORT_FLAGS, Device, Scenario, Space
 from tests.scenarios.state import base_sysctls, carrier
 from tests.scenarios.tables import family_of, saved
@@ -26,6 +34,7 @@ QUIET = {
     "net/ipv6/conf/default/router_solicitations": "0",
 }
 """What would hide or disturb what is looked at: rate limits, duplicate detection, addresses made up by the kernel."""
+_HANDLE = re.compile(r', "handle": \d+')
 RESTORE = {
     "iptables": "iptables-legacy-restore",
     "ip6tables": "ip6tables-legacy-restore",
@@ -147,6 +156,32 @@ def filter_up(scenario: Scenario, spaces: dict[str, Netns], lock: Path) -> None:
     for name, space in scenario.spaces.items():
         for command, lines in space.filters.items():
             spaces[name].run([RESTORE[command]], saved(lines), lock=lock)
+        if space.nft:
+            spaces[name].run(["nft", "-f", "-"], "\n".join(space.nft) + "\n")
+
+
+def nft_tables(netns: Netns) -> tuple[NftTable, ...]:
+    """Return the native tables that stand in a namespace, as they are collected; without counts and handles, which differ each time."""
+    tables = []
+    for listed in parse_nft(netns.run(["nft", "-s", "-j", "list", "ruleset"])):
+        table = listed
+        if lacks_devices(table):
+            table = with_devices(table, netns.run(["nft", "-s", "list", "table", table.family, table.name]))
+        tables.append(msgspec.structs.replace(table, objects=tuple(_HANDLE.sub("", text) for text in table.objects)))
+    return tuple(tables)
+
+
+def nft_counters(netns: Netns) -> Iterator[tuple[tuple[int, str, str, str, int], int]]:
+    """Yield what the native rules have counted: (family, back end, table, chain, position from 1), packets."""
+    positions: Counter[tuple[str, str]] = Counter()
+    for item in json.loads(netns.run(["nft", "-j", "list", "ruleset"]))["nftables"]:
+        if (rule := item.get("rule")) is None:
+            continue
+        chain = (f"{rule['family']} {rule['table']}", rule["chain"])
+        positions[chain] += 1
+        packets = sum(part["counter"]["packets"] for part in rule["expr"] if isinstance(part.get("counter"), dict))
+        if packets:
+            yield (FAMILIES.get(rule["family"], 0), str(Backend.NFT), *chain, positions[chain]), packets
 
 
 def _wait(scenario: Scenario, spaces: dict[str, Netns]) -> None:

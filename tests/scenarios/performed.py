@@ -19,14 +19,14 @@ from tasks.skoop.model.trace import View
 from tasks.skoop.model.xtables import Match, Target, XTable
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.routes import parse_routes, parse_rules
-from tests.scenarios.building import built, filter_up
+from tests.scenarios.building import built, filter_up, nft_counters, nft_tables
 from tests.scenarios.frames import frame, read
 from tests.scenarios.results import ICMP, Rule, Seen, connect_text, leaving_text
 from tests.scenarios.scenario import BENCH, Connect, Inject, Listen, Scenario, Space
 from tests.scenarios.state import netns_of, state_of
 from tests.scenarios.tables import FILTER_KINDS
 
-ETH_P_ALL, SO_BINDTODEVICE = 3, 25
+ETH_P_ALL, SO_BINDTODEVICE, IP_TRANSPARENT = 3, 25, 19
 PACKET_OUTGOING = 4
 SAVE = {
     "iptables": "iptables-legacy-save",
@@ -132,6 +132,9 @@ class _Bench:
                 for one in parse_counters(self.spaces[name].run([SAVE[command], "-c"]), backend):
                     if one.rule and one.packets:
                         yield (name, family, str(backend), one.table, one.chain, one.rule), one.packets
+            if space.nft:
+                for rule, packets in nft_counters(self.spaces[name]):
+                    yield (name, *rule), packets
 
 
 def _attempt_text(attempt: Attempt) -> str:
@@ -215,6 +218,8 @@ def _open(servers: Servers, netns: Netns, listen: Listen, address: str, *, v6onl
         if listen.protocol == "udp":
             option = (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO) if six else (socket.IPPROTO_IP, IP_PKTINFO)
             sock.setsockopt(*option, 1)
+        if listen.transparent:
+            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
         if listen.dev:
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, listen.dev.encode())
         sock.bind((address, listen.port))
@@ -244,6 +249,8 @@ def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterato
             yield f"{space.name}: rules are {rules}"
     for route in sorted(real ^ set(told.routes), key=str):
         yield f"{space.name}: {'only in the kernel' if route in real else 'not in the kernel'}: {route}"
+    if space.nft and (listed := nft_tables(netns)) != told.nft:
+        yield f"{space.name}: nft lists {listed}, not {told.nft}"
     for command in space.filters:
         backend, family = FILTER_KINDS[command]
         saved = parse_iptables_save(netns.run([SAVE[command]]), backend=backend, family=family)

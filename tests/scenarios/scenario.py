@@ -12,7 +12,8 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       fdb    02:… dev flannel.1 dst 10.0.0.2 self                # as `bridge fdb append`
       sysctl net.ipv4.ip_forward=1
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
-      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full]
+      nft    add table netdev t                                  # as `nft -f` reads them, in order; see below
+      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full] [transparent]
     connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N]
     packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
@@ -20,6 +21,9 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
 A device that no `veth` line pairs has its other end on the tester's bench: `packet` puts a packet in there, and what comes out
 is looked at. `@gw:eth0` stands for the MAC of that device. Below each `connect` and `packet` stands what it gives, written by
 `python -m tests.scenarios --rewrite`.
+
+What `nft` lines make is kept beside the file, `….nft.json`, as the kernel listed it when it was written (as root: `--rewrite`), so that the
+simulator reads what a collector reads; the kernel's runner compares it with what stands there.
 """
 
 import shlex
@@ -27,8 +31,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
+from tasks.skoop.model.state import NftTable
 
 BENCH = "bench"
 """The namespace where the other ends of unpaired devices are."""
@@ -79,6 +86,7 @@ class Listen:
     dev: str = ""
     v6only: bool = False
     full: bool = False
+    transparent: bool = False
 
     def binds(self, *, six: bool) -> list[tuple[str, bool]]:
         """Return what it binds: (address, only IPv6), one for both families with TCP, one for each with UDP."""
@@ -101,6 +109,9 @@ class Space:
     fdb: list[list[str]] = field(default_factory=list)
     sysctls: list[tuple[str, str]] = field(default_factory=list)
     filters: dict[str, list[list[str]]] = field(default_factory=dict)
+    nft: list[str] = field(default_factory=list)
+    nft_listed: tuple[NftTable, ...] = ()
+    """What the `nft` lines make, as listed."""
     listeners: list[Listen] = field(default_factory=list)
 
 
@@ -177,7 +188,17 @@ class Scenario:
 
 def load(path: Path) -> Scenario:
     """Return the scenario of a file. Raises ScenarioError."""
-    return parse(path.read_text(), f"{path.parent.name}/{path.stem}")
+    scenario = parse(path.read_text(), f"{path.parent.name}/{path.stem}")
+    if any(space.nft for space in scenario.spaces.values()):
+        listed = msgspec.json.decode(listing_of(path).read_bytes(), type=dict[str, tuple[NftTable, ...]])
+        for name, tables in listed.items():
+            scenario.spaces[name].nft_listed = tables
+    return scenario
+
+
+def listing_of(path: Path) -> Path:
+    """Return where the tables are that the file's `nft` lines make."""
+    return path.with_suffix(".nft.json")
 
 
 def parse(text: str, name: str) -> Scenario:
@@ -223,7 +244,9 @@ class _Reader:
                 self._expect(expecting)
             elif words:
                 expecting = None
-                if words[0] not in ("veth", *_KINDS):
+                if words[0] == "nft" and self.space is not None:
+                    self.space.nft.append(line.strip().removeprefix("nft").strip())
+                elif words[0] not in ("veth", *_KINDS):
                     self._checked(number, self._line, words, number)
         return self.scenario
 
@@ -334,7 +357,7 @@ def _slashed(key: str) -> str:
 def _listen(words: list[str]) -> Listen:
     protocol, port, *rest = words
     dev = rest[rest.index("dev") + 1] if "dev" in rest else ""
-    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full")]
+    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full", "transparent")]
     return Listen(
         protocol=protocol,
         port=int(port),
@@ -342,6 +365,7 @@ def _listen(words: list[str]) -> Listen:
         dev=dev,
         v6only="v6only" in rest,
         full="full" in rest,
+        transparent="transparent" in rest,
     )
 
 

@@ -30,12 +30,12 @@ class Simulated:
 
 def tell(scenario: Scenario) -> list[tuple[Seen, tuple[str, ...]]]:
     """Return what can come of each trial, and its minimal trace."""
-    diagnostor = Diagnostor(SimpleNamespace(state=state_of(scenario)))
+    diagnostor = Diagnostor(SimpleNamespace(state=state_of(scenario)), repeats_syn=False)
     flow: Flow = {}
     told = []
     for trial in scenario.trials:
         if isinstance(trial.what, Connect):
-            told.append(_connect(diagnostor, trial.what))
+            told.append(_connect(diagnostor, trial.what, frames=_frames(scenario)))
         else:
             seen, lines, flow = _inject(diagnostor, trial.what, flow)
             told.append((seen, lines))
@@ -49,10 +49,15 @@ def _short(netns: str) -> str:
 # --- connect ---------------------------------------------------------------------------------------------------------
 
 
-def _connect(diagnostor: Diagnostor, what: Connect) -> tuple[Seen, tuple[str, ...]]:
+def _frames(scenario: Scenario) -> bool:
+    """Say whether there are chains that see frames: ARP, too, hits them, which no trace of a packet shows."""
+    return any(table.family not in ("ip", "ip6") for space in scenario.spaces.values() for table in space.nft_listed)
+
+
+def _connect(diagnostor: Diagnostor, what: Connect, *, frames: bool) -> tuple[Seen, tuple[str, ...]]:
     any_address = "::" if ":" in what.dst else "0.0.0.0"
     question = Question(
-        src=Endpoint(ip=any_address, netns=netns_of(what.netns)),  # type: ignore[arg-type]  # canonical
+        src=Endpoint(ip=any_address, netns=netns_of(what.netns), uid=0, gid=0),  # type: ignore[arg-type]  # canonical
         dst=Endpoint(ip=what.dst, port=what.dport),
         protocol=what.protocol,
         sport=what.sport,
@@ -71,7 +76,7 @@ def _connect(diagnostor: Diagnostor, what: Connect) -> tuple[Seen, tuple[str, ..
         lines += minimal(outcome.probability, walks, text, alone=len(outcomes) == 1)
         rules.append({rule for walk in walks for rule in _rules(walk.steps)})
     lasting = what.protocol == Protocol.TCP and any(one.client_sees == View.CONNECTED for one in outcomes)
-    return _seen(results, rules, all_told=not lasting and ":" not in what.dst), tuple(lines)
+    return _seen(results, rules, all_told=not lasting and not frames and ":" not in what.dst), tuple(lines)
 
 
 def _seen(results: dict[str, float], rules: list[set[Rule]], *, all_told: bool) -> Seen:

@@ -91,6 +91,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
         sockets=tuple(socket for listen in space.listeners for socket in _sockets(scenario, listen)),
         sysctls=sysctls,
         tables=filters_of(space),
+        nft=space.nft_listed,
     )
 
 
@@ -286,5 +287,6 @@ def _sockets(scenario: Scenario, listen: Listen) -> Iterator[Socket]:
             dev=listen.dev or None,
             v6only=v6only,
             recv_queue=1 if listen.full else 0,
+            uid=0,
             backlog=0 if listen.full else 512,
         )

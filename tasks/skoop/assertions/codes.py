@@ -327,6 +327,9 @@ SERVICES = (
     Code("KP-SVC-020", WARNING, "Probabilities of backends are off",
          "The chances in the Service's chain do not add up to an even spread.",
          "Restart kube-proxy, which writes the chain again."),
+    Code("KP-SVC-021", CRITICAL, "No real server of a virtual server takes connections",
+         "IPVS refuses new connections: every real server that its scheduler may choose has weight 0.",
+         "Wait until kube-proxy has added the new backends, or see why they are not ready; ipvsadm -Ln shows the weights."),
 )
 
 KUBERNETES = (

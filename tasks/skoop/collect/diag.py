@@ -51,6 +51,7 @@ def _socket(protocol: Protocol, message: Any, names: Mapping[int, str], owners: 
         v6only=bool(row.get("INET_DIAG_SKV6ONLY", 0)),
         recv_queue=message["idiag_rqueue"],
         backlog=message["idiag_wqueue"] if listening else 0,
+        uid=message["idiag_uid"],
         peer=_ip(message["idiag_dst"]) if connected else None,
         peer_port=message["idiag_dport"],
         process=owners.get(message["idiag_inode"], ""),

@@ -17,7 +17,7 @@ from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
 from tasks.skoop.parse.ipvs import in_kernel_order, parse_ip_vs, parse_ip_vs_conn, parse_ipvsadm
-from tasks.skoop.parse.nft import parse_nft, without_iptables
+from tasks.skoop.parse.nft import lacks_devices, parse_nft, with_devices, without_iptables
 
 PROC_NET = Path("/proc/thread-self/net")
 XTABLES = frozenset(("raw", "mangle", "nat", "filter", "security"))
@@ -58,12 +58,22 @@ def read_packet_filter(missing_iptables: Note, missing_nft: Note) -> tuple[tuple
         if (FAMILIES.get(table.family, 0), table.name) in owned:
             continue
         try:
-            native += parse_nft(
-                run_tool(["nft", "-s", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
+            native += map(
+                _with_devices,
+                parse_nft(
+                    run_tool(["nft", "-s", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
+                ),
             )
         except (ToolFailed, ParseError) as error:
             missing_nft(str(error))
     return tuple(xtables), without_iptables(native, xtables)
+
+
+def _with_devices(table: NftTable) -> NftTable:
+    """Return the table with the devices that its chains are bound to; only its text form has them where nft is old."""
+    if not lacks_devices(table):
+        return table
+    return with_devices(table, run_tool(["nft", "-s", "list", "table", table.family, table.name]))
 
 
 def _legacy(family: int, missing: Note) -> tuple[XTable, ...]:

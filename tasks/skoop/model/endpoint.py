@@ -20,13 +20,18 @@ class EndpointType(StrEnum):
 
 
 class Endpoint(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """One end of a connection: address, type, port (0 = any), the object's name and its network namespace if it has one."""
+    """One end of a connection: address, type, port (0 = any), the object's name and its network namespace if it has one.
+
+    `uid` and `gid` are those of the process that asks there; None: not known, so that rules on owners are open.
+    """
 
     ip: Ip
     type: EndpointType = EndpointType.EXTERNAL
     port: int = 0
     name: str = ""
     netns: NetnsId | None = None
+    uid: int | None = None
+    gid: int | None = None
 
 
 class Question(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -325,6 +325,8 @@ class Socket(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     peer: Ip | None = None
     peer_port: int = 0
     process: str = ""
+    uid: int | None = None
+    """User of its process; None: not told."""
 
 
 class Tuple(Struct, frozen=True, gc=False, array_like=True):
@@ -390,6 +392,8 @@ class IpvsDestination(Struct, frozen=True, gc=False, array_like=True):
     method: str = "masq"
     weight: int = 1
     encapsulation: str = "ipip"
+    upper_connections: int = 0
+    """Threshold from which on it gets no new connections; 0: none, or not told."""
 
 
 class IpvsService(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

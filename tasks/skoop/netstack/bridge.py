@@ -15,7 +15,8 @@ from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
-from tasks.skoop.netstack.skb import At, Skb
+from tasks.skoop.netstack.nftables.link_hooks import on_bridge, on_device
+from tasks.skoop.netstack.skb import At, Skb, onward
 from tasks.skoop.netstack.vlans import filters, tag_of, unknown_vlans, vlan_of
 from tasks.skoop.netstack.xtables.api import Hook
 
@@ -34,6 +35,12 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.phys_in, skb.frame_dst = port.name, skb.dst_mac
     skb.bridge = skb.in_dev = bridge.name
     skb.at = At.BR_FRAME_FINISH
+    ways = on_bridge(ns, skb, Hook.PREROUTING, in_port=port.name, late=False)
+    ways = onward(ways, lambda way: _br_nf_pre_routing(ns, way, bridge))
+    return onward(ways, lambda way: on_bridge(ns, way, Hook.PREROUTING, in_port=port.name, late=True))
+
+
+def _br_nf_pre_routing(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
     if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [skb]
     before = skb.packet.dst
@@ -124,7 +131,7 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.DROPPED, Reason.VLAN_FILTER, place, detail)]
     entry = _entry(ns, bridge, skb.dst_mac, vid)
     if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
-        return [_pass_up(ns, skb, bridge, vid)]
+        return _pass_up(ns, skb, bridge, vid)
     learnt = ingress.port is None or ingress.port.learning
     if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
         port: Interface | None = ingress
@@ -140,13 +147,23 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.vlan = tag or 0
     skb.step(ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac), "bridge", f"{ingress.name} to {port.name}")
     skb.phys_out = port.name
-    if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
-        return [_to_port(ns, skb, port)]
-    skb.out_dev = bridge.name
-    done: list[Skb] = []
-    for way in traverse(ns, skb, Hook.FORWARD):
-        done += traverse(ns, way, Hook.POSTROUTING) if way.end is None and not way.stolen else [way]
-    return [way if way.end or way.taken_over() else _to_port(ns, way, port) for way in done]
+    ways = _shown_to_forward(ns, skb, ingress, port)
+    ways = onward(ways, lambda way: on_bridge(ns, way, Hook.POSTROUTING, out_port=port.name))
+    if not skb.vlan and ns.bridge_calls_iptables(bridge.name, skb.packet.version):  # br_nf_post_routing comes last
+        ways = onward(ways, lambda way: traverse(ns, way, Hook.POSTROUTING))
+    return [way if way.end or way.taken_over() else _to_port(ns, way, port) for way in ways]
+
+
+def _shown_to_forward(ns: Namespace, skb: Skb, ingress: Interface, port: Interface) -> list[Skb]:
+    """__br_forward: the bridge's own chains, and among them br_nf_forward, which asks iptables."""
+    ways = on_bridge(ns, skb, Hook.FORWARD, in_port=ingress.name, out_port=port.name, late=False)
+    if not skb.vlan and ns.bridge_calls_iptables(skb.bridge, skb.packet.version):
+        for way in ways:
+            way.out_dev = skb.bridge
+        ways = onward(ways, lambda way: traverse(ns, way, Hook.FORWARD))
+    return onward(
+        ways, lambda way: on_bridge(ns, way, Hook.FORWARD, in_port=ingress.name, out_port=port.name, late=True)
+    )
 
 
 def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface, vid: int) -> list[Skb]:
@@ -156,9 +173,9 @@ def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface, vid
     for port in ns.ports.get(bridge.name, ()):
         if port is ingress or (port.port and not port.port.flood) or _may_not_deliver(port, ingress):
             continue
-        if tag_of(bridge, port, vid) == 0 and ns.bridge_calls_iptables(bridge.name, skb.packet.version):
+        if tag_of(bridge, port, vid) == 0:
             skb.phys_out, skb.out_dev = port.name, bridge.name
-            ways = traverse(ns, skb, Hook.FORWARD)
+            ways = _shown_to_forward(ns, skb, ingress, port)
             return [
                 way if way.end is not None else way.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)
                 for way in ways
@@ -166,8 +183,13 @@ def _flooded(ns: Namespace, skb: Skb, bridge: Interface, ingress: Interface, vid
     return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]
 
 
-def _pass_up(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> Skb:
-    """br_pass_frame_up: the host gets the frame, by the bridge or by a VLAN device on it."""
+def _pass_up(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> list[Skb]:
+    """br_pass_frame_up: the host gets the frame, by the bridge or by a VLAN device on it; what stands at their ingress sees it."""
+    ways = onward(on_bridge(ns, skb, Hook.INPUT, in_port=skb.phys_in), lambda way: [_up_by(ns, way, bridge, vid)])
+    return onward(ways, lambda way: [way] if way.in_dev == bridge.name else on_device(ns, way, bridge.name))
+
+
+def _up_by(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> Skb:
     tag = tag_of(bridge, bridge, vid)
     dev: str | None = bridge.name
     if tag is None:
@@ -183,7 +205,7 @@ def _pass_up(ns: Namespace, skb: Skb, bridge: Interface, vid: int) -> Skb:
     skb.in_dev = dev
     skb.dst_mac = ""
     skb.vlan = 0
-    skb.at = At.IP_RCV
+    skb.at = At.NETIF_RECEIVE
     return skb
 
 
@@ -280,4 +302,6 @@ def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"to {port.name}: {refused}")]
     skb.vlan = tag or 0
     skb.step(place, "bridge", f"{bridge.name} to {port.name}")
-    return [_to_port(ns, skb, port)]
+    ways = on_bridge(ns, skb, Hook.OUTPUT, out_port=port.name)
+    ways = onward(ways, lambda way: on_bridge(ns, way, Hook.POSTROUTING, out_port=port.name))
+    return onward(ways, lambda way: [_to_port(ns, way, port)])

@@ -324,7 +324,8 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
         return _dropped(ns, skb, Reason.IP_INVALID_DEST, Stage.SOCKET, _end_of(packet), detail)
     # inet_iif: what one sends to oneself counts as coming in on the device that has the address
     over_lo = skb.leg is not None and skb.local_route
-    socket = ns.listener(packet, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev, skb.slave)
+    wanted = packet if skb.tproxy is None else ns.tproxied(packet, *skb.tproxy, skb.in_dev)
+    socket = ns.listener(wanted, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev, skb.slave)
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
@@ -372,6 +373,9 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
 def ip_forward(ns: Namespace, skb: Skb) -> list[Skb]:
     """Forward a packet: TTL, size, FORWARD."""
     packet = skb.packet
+    if skb.tproxy is not None:
+        detail = "TPROXY gave it to a socket of this host, but its route leads on"
+        return [_dropped(ns, skb, Reason.NO_SOCKET, Stage.ROUTE, packet.dst, detail)]
     if packet.ttl <= 1:
         answer = icmp.error_about(ns, packet, icmp.TTL_EXCEEDED, to_local=False, in_dev=skb.in_dev)
         place = ns.place(Stage.ROUTE, dev=skb.in_dev, key="ttl")

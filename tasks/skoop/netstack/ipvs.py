@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 from tasks.skoop.model.addr import is_loopback
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
-from tasks.skoop.model.state import IpvsConnection, IpvsDestination, IpvsService, Section, Tuple
+from tasks.skoop.model.state import IpvsDestination, IpvsService, Section, Tuple
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack, icmp
-from tasks.skoop.netstack.conntrack import Conn
 from tasks.skoop.netstack.fib import FlowKey, Leg
-from tasks.skoop.netstack.ipvs_scheduler import candidates, group_of
+from tasks.skoop.netstack.ipvs_connections import IpvsConn, collected, find_service, template
+from tasks.skoop.netstack.ipvs_load import dropped_share, may_be_full, may_stand_aside
+from tasks.skoop.netstack.ipvs_scheduler import candidates
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
 from tasks.skoop.netstack.xtables.api import Hook
@@ -47,24 +48,6 @@ HOOKS = {
     Hook.OUTPUT: ((-99, Way.OUT), (-98, Way.IN)),
 }
 """Hook → (priority, function): ip_vs_ops4 and ip_vs_ops6, which are alike."""
-
-
-class IpvsConn(Conn, frozen=True, kw_only=True):
-    """A connection of IPVS: `original` is client to virtual address, `reply` real server to client.
-
-    `method` as IpvsDestination has it; `tracked`: made under net.ipv4.vs.conntrack=1, so that its packets stay with conntrack.
-    """
-
-    method: str = "masq"
-    encapsulation: str = "ipip"
-    tracked: bool = False
-    vanished: bool = False
-    """Its real server is no longer one of the service's."""
-
-    @property
-    def answer(self) -> Tuple:
-        """What an answer looks like when it gets here: only a masqueraded one bears the real server's address."""
-        return self.reply if self.method == "masq" else conntrack.inverted(self.original)
 
 
 def runs(ns: Namespace) -> bool:
@@ -107,17 +90,55 @@ def _in(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     flow = conntrack.tuple_of(packet)
     known = next((c for c in _conns(ns, skb) if c.protocol == packet.protocol and c.original == flow), None)
     if known is None:
-        known = _collected(ns, packet)
+        known = collected(ns, packet)
         if known is not None and known.vanished:
             if not ns.sysctl(f"{_VS}/expire_nodest_conn"):
-                return [_lost(ns, skb, _name(known), "the real server of this old connection is gone from the service")]
+                return [
+                    _refused(
+                        ns, skb, hook, _name(known), "the real server of this old connection is gone from the service"
+                    )
+                ]
             known = None
+    service = find_service(ns.state.ipvs, packet)
+    if known is None and (service is None or not _may_begin(ns, packet)):
+        return [skb]
+    if gap := may_stand_aside(ns):
+        return [_hangs_on(ns, skb, str(packet.dst), gap)]
     if known is not None:
         return _transmit(ns, skb, hook, known)
-    service = find_service(ns.state.ipvs, packet)
-    if service is None or not _may_begin(ns, packet):
+    assert service is not None
+    return [
+        one
+        for way in _under_load(ns, skb, hook, service)
+        for one in (_schedule(ns, way, hook, service) if way.end is None else [way])
+    ]
+
+
+def _under_load(ns: Namespace, skb: Skb, hook: Hook, service: IpvsService) -> list[Skb]:
+    """ip_vs_todrop: the packet that would begin a connection may be dropped first; its sender then tries again."""
+    share, name = dropped_share(ns), service_name(service)
+    if share is None:
+        return [_hangs_on(ns, skb, name, "how low on memory it is (drop_packet=2)")]
+    if share == 0.0:
         return [skb]
-    return _schedule(ns, skb, hook, service)
+    lost = skb.clone()
+    lost.probability *= share
+    skb.probability *= 1 - share
+    lost.redraw = skb.redraw = True
+    _refused(ns, lost, hook, name, "drop_packet: new connections are dropped under load")
+    return [lost] if share >= 1.0 else [skb, lost]
+
+
+def _refused(ns: Namespace, skb: Skb, hook: Hook, key: str, detail: str) -> Skb:
+    """NF_DROP of the hook itself: a local datagram's sender is told, unlike of what is lost on the way on (NF_STOLEN)."""
+    if hook == Hook.OUTPUT and skb.local and skb.packet.protocol != Protocol.TCP:
+        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
+        return skb.finish(Outcome.UNREACHABLE, Reason.IPVS_DROP, ns.place(Stage.IPVS, key=key), detail, error=error)
+    return _lost(ns, skb, key, detail)
+
+
+def _hangs_on(ns: Namespace, skb: Skb, key: str, what: str) -> Skb:
+    return skb.unknown(f"{ns.id}: {what}", ns.place(Stage.IPVS, key=key), f"it is not known {what}")
 
 
 def _not_collected(ns: Namespace, skb: Skb, why: str) -> Skb:
@@ -128,20 +149,6 @@ def _not_collected(ns: Namespace, skb: Skb, why: str) -> Skb:
     skb.missing = (*skb.missing, f"{ns.id}: virtual servers ({why})")
     place = ns.place(Stage.IPVS, key=skb.packet.dst)
     return skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"virtual servers not collected: {why}")
-
-
-def find_service(services: tuple[IpvsService, ...], packet: Packet) -> IpvsService | None:
-    """Return the virtual service of a packet, or None (ip_vs_service_find): by mark, by address and port, by address alone."""
-    family = packet.version
-    if packet.mark:
-        for service in services:
-            if service.fwmark == packet.mark and (service.family or 4) == family:
-                return service
-    for port in (packet.dport, 0):
-        for service in services:
-            if (service.protocol, service.ip, service.port) == (packet.protocol, packet.dst, port):
-                return service
-    return None
 
 
 def _may_begin(ns: Namespace, packet: Packet) -> bool:
@@ -159,7 +166,9 @@ def _schedule(ns: Namespace, skb: Skb, hook: Hook, service: IpvsService) -> list
     place = ns.place(Stage.IPVS, key=name)
     if service.port == 0 and not service.fwmark and not service.persistent_s:  # only a persistent one may have port 0
         return _leave(ns, skb, hook, service, place)
-    pinned = _template(ns, service, packet)
+    pinned = template(ns, service, packet)
+    if gap := may_be_full(service.destinations):
+        return [_hangs_on(ns, skb, name, gap)]
     servers = ((pinned, 1.0),) if pinned is not None else candidates(service, packet)
     if not servers:
         return _leave(ns, skb, hook, service, place)
@@ -197,48 +206,6 @@ def _end(server: IpvsDestination) -> str:
 
 def _name(conn: IpvsConn) -> str:
     return f"{conn.protocol.upper()} {conn.original.dst}:{conn.original.dport}"
-
-
-def _template(ns: Namespace, service: IpvsService, packet: Packet) -> IpvsDestination | None:
-    """Return the real server that a persistent service has already bound this client to, or None (ip_vs_sched_persist)."""
-    if not service.persistent_s:
-        return None
-    client = group_of(packet.src, service.netmask)
-    for entry in ns.state.ipvs_connections:
-        fits = entry.client_port == 0 and entry.client == client
-        if fits and _is_template_of(entry, service, packet):
-            server = next((s for s in service.destinations if (s.ip, s.port) == (entry.ip, entry.port)), None)
-            if server is None or (server.weight == 0 and ns.sysctl(f"{_VS}/expire_quiescent_template")):
-                return None
-            return server
-    return None
-
-
-def _is_template_of(entry: IpvsConnection, service: IpvsService, packet: Packet) -> bool:
-    if service.fwmark:
-        return entry.protocol == Protocol.OTHER and entry.virtual in (
-            f"0.0.0.{service.fwmark}",
-            f"::{service.fwmark:x}",
-        )
-    return (entry.protocol, entry.virtual, entry.virtual_port) == (packet.protocol, packet.dst, service.port)
-
-
-def _collected(ns: Namespace, packet: Packet) -> IpvsConn | None:
-    for entry in ns.state.ipvs_connections:
-        original = Tuple(entry.client, entry.virtual, entry.client_port, entry.virtual_port)
-        if entry.protocol == packet.protocol and original == conntrack.tuple_of(packet):
-            service = find_service(ns.state.ipvs, packet)
-            servers = service.destinations if service else ()
-            server = next((one for one in servers if (one.ip, one.port) == (entry.ip, entry.port)), None)
-            return IpvsConn(
-                protocol=entry.protocol,
-                original=original,
-                reply=Tuple(entry.ip, entry.client, entry.port, entry.client_port),
-                method=server.method if server else "masq",
-                tracked=bool(ns.sysctl(f"{_VS}/conntrack")),
-                vanished=server is None,
-            )
-    return None
 
 
 def _leave(ns: Namespace, skb: Skb, hook: Hook, service: IpvsService, place: Place) -> list[Skb]:

@@ -2,7 +2,7 @@
 
 Follows net/netfilter/ipvs/ip_vs_{rr,wrr,lc,wlc,sh,dh,sed,nq,fo,ovf,lblc,lblcr,mh,twos}.c, v6.1 (the hash of sh and dh is that
 of v4.18 and later). Schedulers that go by turns or by the load of the moment give a set: no dump tells whose turn it is. sh and
-dh are exact where the servers' order is the kernel's. A server at its threshold counts as open: thresholds are not collected.
+dh are exact where the servers' order is the kernel's.
 """
 
 from ipaddress import ip_address, ip_network

@@ -281,6 +281,14 @@ class Namespace:
         socket = self.listener(packet, "")
         return socket is not None and (wildcard or socket.ip not in ("0.0.0.0", "::"))
 
+    def tproxied(self, packet: Packet, ip: Ip, port: int, dev: str) -> Packet:
+        """Return the packet as TPROXY looks its socket up (nf_tproxy_laddr4): without an address by the device's first one."""
+        if ip in ("0.0.0.0", "::"):
+            link = self.links.get(dev)
+            own = [one.ip for one in link.addresses if ip_version(one.ip) == packet.version] if link else []
+            return packet.with_(dst=own[0] if own else packet.dst, dport=port)
+        return packet.with_(dst=ip, dport=port)
+
     # --- neighbours and forwarding databases -----------------------------------------------------------------------
 
     def neighbour(self, dev: str, ip: Ip) -> Neighbour | None:

@@ -7,30 +7,19 @@ rules wins.
 """
 
 from enum import Enum, auto
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
-from tasks.skoop.model.addr import Ip, ip_int
-from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
+from tasks.skoop.model.addr import Ip
+from tasks.skoop.model.packet import CtState, Packet
 from tasks.skoop.model.state import Section
-from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
-from tasks.skoop.netstack import conntrack, icmp, ipvs
-from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
-from tasks.skoop.netstack.multipath import legs_for, remember_leg
+from tasks.skoop.model.trace import Outcome, Place, Reason, Stage
+from tasks.skoop.netstack import ipvs, nat, tracking
+from tasks.skoop.netstack.asking import context_of, dropped_at, refuse, save_connmark, ways_of
 from tasks.skoop.netstack.namespace import Namespace
-from tasks.skoop.netstack.skb import Response, Skb
-from tasks.skoop.netstack.xtables.api import (
-    CompiledTable,
-    ConnectionView,
-    Hook,
-    HookContext,
-    NatAction,
-    NatKind,
-    TableResult,
-    Verdict,
-)
+from tasks.skoop.netstack.nat import NAT_SOURCE, Groups
+from tasks.skoop.netstack.reroute import reroute
+from tasks.skoop.netstack.skb import Skb
+from tasks.skoop.netstack.xtables.api import CompiledTable, Hook, TableResult, Verdict
 
 _TABLES = {
     Hook.PREROUTING: (("raw", -300), ("mangle", -150)),
@@ -40,14 +29,10 @@ _TABLES = {
     Hook.POSTROUTING: (("mangle", -150),),
 }
 _NAT_DESTINATION = {Hook.PREROUTING, Hook.OUTPUT}
-_NAT_SOURCE = {Hook.INPUT, Hook.POSTROUTING}
 _CONNTRACK = -200
 _NAT_DST = -100
 _NAT_SRC = 100
 _CONFIRM = 1 << 31
-_NO_CONNECTION = ConnectionView()
-_DRAWN = 65000
-"""Stands for ports that the kernel draws at random."""
 
 
 class OpKind(Enum):
@@ -58,10 +43,6 @@ class OpKind(Enum):
     NAT = auto()
     CONFIRM = auto()
     IPVS = auto()
-
-
-Groups = tuple[tuple[CompiledTable, ...], ...]
-"""Tables in the order in which they run; those of one group in an order that is not known."""
 
 
 class Op(NamedTuple):
@@ -97,7 +78,7 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
             ops.append(Op(_CONNTRACK, OpKind.TRACK))
         if hook in _NAT_DESTINATION:
             ops.append(Op(_NAT_DST, OpKind.NAT, _nat_tables(ns, family, hook, _NAT_DST)))
-        if hook in _NAT_SOURCE:
+        if hook in NAT_SOURCE:
             ops.append(Op(_NAT_SRC, OpKind.NAT, _nat_tables(ns, family, hook, _NAT_SRC)))
             ops.append(Op(_CONFIRM, OpKind.CONFIRM))
     if ipvs.runs(ns):
@@ -138,13 +119,13 @@ def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
 def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
     match op.kind:
         case OpKind.TRACK:
-            track(ns, skb)
+            tracking.track(ns, skb)
             return [skb]
         case OpKind.CONFIRM:
-            _confirm(ns, skb)
+            tracking.confirm(ns, skb)
             return [skb]
         case OpKind.NAT:
-            return _nat(ns, skb, hook, op.tables)
+            return nat.translate(ns, skb, hook, op.tables)
         case OpKind.TABLE:
             return _filter(ns, skb, hook, op.tables[0][0], reroutes=op.reroutes)
         case OpKind.IPVS:
@@ -152,75 +133,22 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
             return ipvs.apply(ns, skb, hook, op.balancing)
 
 
-def _view(ns: Namespace, skb: Skb) -> ConnectionView:
-    if skb.conn < 0:
-        return _NO_CONNECTION
-    conn = skb.flow[ns.id][skb.conn]
-    seen = skb.view
-    if seen is not None and seen[0] is conn and seen[1] == skb.is_reply:
-        return seen[2]
-    view = ConnectionView(
-        original=conn.original,
-        reply=conn.reply,
-        is_reply=skb.is_reply,
-        status=conn.status(),
-        mark=conn.mark,
-        zone=conn.zone,
-    )
-    skb.view = (conn, skb.is_reply, view)
-    return view
-
-
-def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
-    return HookContext(
-        netns=ns.id,
-        hook=hook,
-        packet=skb.packet,
-        facts=ns,
-        # POSTROUTING is told where a forwarded packet came in (ip_output), but not of one that stays on a bridge
-        in_dev="" if hook == Hook.OUTPUT or (hook == Hook.POSTROUTING and skb.phys_out) else skb.in_dev,
-        out_dev="" if hook in (Hook.PREROUTING, Hook.INPUT) else skb.hook_out,
-        phys_in=skb.phys_in,
-        phys_out=skb.phys_out,
-        connection=_view(ns, skb),
-        has_socket=skb.socket,
-        local_uid=0 if skb.socket else None,
-        mac=skb.src_mac,
-    )
-
-
-def _ways(skb: Skb, results: tuple[TableResult, ...]) -> list[tuple[Skb, TableResult]]:
-    if len(results) == 1:
-        result = results[0]
-        skb.probability *= result.probability
-        skb.record(result.steps)
-        skb.packet = result.packet
-        if result.missing:
-            skb.missing = (*skb.missing, *result.missing)
-        return [(skb, result)]
-    pairs = [(skb.clone(), result) for result in results]
-    for way, result in pairs:
-        way.probability *= result.probability
-        way.record(result.steps)
-        way.packet = result.packet
-        if result.missing:
-            way.missing = (*way.missing, *result.missing)
-    return pairs
-
-
 def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, reroutes: bool) -> list[Skb]:
     before = skb.packet
     done = []
-    for way, result in _ways(skb, table.evaluate(_context(ns, skb, hook))):
+    for way, result in ways_of(skb, table.evaluate(context_of(ns, skb, hook))):
         if result.verdict != Verdict.ACCEPT:
-            done.append(_refuse(ns, way, hook, result))
+            done.append(refuse(ns, way, hook, result))
             continue
         if result.notrack:
             way.untracked = True
             way.packet = way.packet.with_(ct_state=CtState.UNTRACKED)
         if result.zone is not None:
             way.zone = result.zone
-        _save_connmark(ns, way, result)
+        save_connmark(ns, way, result)
+        if result.tproxy is not None and not _assigned(ns, way, hook, result):
+            done.append(way)
+            continue
         if reroutes and _routed_by(way.packet) != _routed_by(before):
             done += reroute(ns, way)
         else:
@@ -228,378 +156,24 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, rerout
     return done
 
 
+def _assigned(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> bool:
+    """tproxy_tg4, nf_tproxy_assign_sock: give the packet to the socket that listens there; where none does it is dropped.
+
+    A native `tproxy` without a socket does not match, so that it does not get here.
+    """
+    assert result.tproxy is not None
+    place = result.steps[-1].place
+    if (why := ns.state.lacks(Section.SOCKETS)) is not None:
+        skb.unknown(f"{ns.id}: sockets ({why})", place)
+        return False
+    ip, port = result.tproxy
+    if ns.listener(ns.tproxied(skb.packet, ip, port, skb.in_dev), skb.in_dev) is None:
+        dropped_at(skb, hook, place, f"TPROXY finds no socket that listens on port {port}")
+        return False
+    skb.tproxy = result.tproxy
+    skb.assumed = (*skb.assumed, f"{place}: the socket on port {port} has IP_TRANSPARENT")
+    return True
+
+
 def _routed_by(packet: Packet) -> tuple[int, Ip, Ip]:
     return packet.mark, packet.src, packet.dst
-
-
-def _save_connmark(ns: Namespace, skb: Skb, result: TableResult) -> None:
-    if result.connmark is not None and skb.conn >= 0:
-        conn = replace(skb.flow[ns.id][skb.conn], mark=result.connmark)
-        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
-
-
-def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
-    place = result.steps[-1].place if result.steps else Place(netns=ns.id, stage=Stage.NETFILTER, hook=hook)
-    if result.verdict == Verdict.DROP:
-        return dropped_at(skb, hook, place, "dropped by this rule" if place.rule else "dropped by the chain's policy")
-    if result.verdict == Verdict.REJECT:
-        return _reject(ns, skb, hook, place, result.reject)
-    return skb.finish(Outcome.UNKNOWN, Reason.UNSUPPORTED, place, "; ".join(result.missing))
-
-
-def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
-    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
-    if hook == Hook.OUTPUT and _tells_sender(skb) and not skb.packet.is_icmp_error:
-        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
-        return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)
-    return skb.finish(Outcome.DROPPED, Reason.NETFILTER_DROP, place, detail)
-
-
-def _tells_sender(skb: Skb) -> bool:
-    """Say whether a drop in OUTPUT makes send() fail: not once IPVS has taken the packet over.
-
-    A datagram socket for ICMPv6 does not look at what became of its echo request (ping_v6_sendmsg, net/ipv6/ping.c).
-    """
-    return skb.local and not skb.ipvs and skb.packet.protocol not in (Protocol.TCP, Protocol.ICMPV6)
-
-
-def _reject(ns: Namespace, skb: Skb, hook: Hook, place: Place, kind: str) -> Skb:
-    if hook == Hook.OUTPUT and _tells_sender(skb):
-        error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
-        return skb.finish(
-            Outcome.UNREACHABLE, Reason.NETFILTER_REJECT, place, f"rejected with {kind}", action="reject", error=error
-        )
-    if kind == "tcp-reset":
-        answer = icmp.reset_for(skb.packet)
-        refused = True
-        direct = bool(skb.phys_in) and ns.bridge_calls_iptables(skb.bridge, skb.packet.version)
-        if direct and not _leads_back(ns, skb):
-            answer = None
-    else:
-        default = icmp.PORT_UNREACH
-        answer = icmp.error_about(
-            ns,
-            skb.packet,
-            icmp.REJECT_WITH.get(kind, default),
-            to_local=hook == Hook.INPUT or skb.local,
-            in_dev=skb.in_dev,
-        )
-        refused = icmp.REJECT_WITH.get(kind, default) == icmp.PORT_UNREACH
-        direct = False
-    if answer is None:
-        return skb.finish(
-            Outcome.DROPPED, Reason.NETFILTER_REJECT, place, "rejected without an answer", action="reject"
-        )
-    return skb.finish(
-        Outcome.REFUSED if refused else Outcome.UNREACHABLE,
-        Reason.NETFILTER_REJECT,
-        place,
-        f"rejected with {kind or 'icmp-port-unreachable'}",
-        action="reject",
-        response=Response(
-            packet=answer,
-            conn=skb.conn,
-            is_reply=not skb.is_reply,
-            port=skb.phys_in if direct else "",
-            macs=(skb.frame_dst, skb.src_mac) if direct else None,
-        ),
-    )
-
-
-def _leads_back(ns: Namespace, skb: Skb) -> bool:
-    """nf_send_reset: even a reset that goes straight out of the bridge's port must find a route (ip_route_me_harder)."""
-    found = ns.routers[skb.packet.version].lookup(FlowKey(dst=skb.packet.src), ignore_linkdown=ns.ignore_linkdown)
-    return found is not None and not found.errno
-
-
-# --- conntrack -------------------------------------------------------------------------------------------------------
-
-
-def track(ns: Namespace, skb: Skb) -> None:
-    """Attach the packet to its connection (nf_conntrack_in): sets `conn`, `is_reply` and the packet's ct_state."""
-    if skb.untracked or skb.conn >= 0:  # NOTRACK, or seen before (over lo, or made in answer to a tracked packet)
-        return
-    packet = skb.packet
-    if packet.inner is not None:
-        hit = conntrack.find_quoted(skb.flow, ns.id, packet.inner, skb.zone)
-        if hit is None:
-            skb.packet = packet.with_(ct_state=CtState.INVALID)
-            return
-        skb.conn, skb.is_reply = hit
-        skb.packet = packet.with_(ct_state=CtState.RELATED)
-        return
-    hit = conntrack.find(skb.flow, ns.id, packet, skb.zone)
-    if hit is None:
-        conn = ns.known.find(packet, skb.zone)
-        if conn is None:
-            loose = bool(ns.sysctl("net/netfilter/nf_conntrack_tcp_loose", 1))
-            if not conntrack.starts_connection(packet, loose=loose):
-                skb.packet = packet.with_(ct_state=CtState.INVALID)
-                return
-            conn = conntrack.new_conn(packet, skb.zone)
-        else:
-            skb.step(
-                ns.place(Stage.CONNTRACK, key=str(packet)), "established", "an old conntrack entry knows this flow"
-            )
-        skb.conn = len(skb.flow.get(ns.id, ()))
-        skb.is_reply = bool(conntrack.direction(conn, packet))
-        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
-    else:
-        skb.conn, skb.is_reply = hit
-        conn = skb.flow[ns.id][skb.conn]
-        if conntrack.out_of_state(conn, packet, skb.is_reply):
-            skb.packet = packet.with_(ct_state=CtState.INVALID)
-            skb.conn = -1
-            return
-        seen_reply, assured = conn.seen_reply or skb.is_reply, conn.assured or _assures(conn, skb)
-        if seen_reply != conn.seen_reply or assured != conn.assured:
-            conn = replace(conn, seen_reply=seen_reply, assured=assured)
-            skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
-    skb.packet = packet.with_(ct_state=conntrack.state_of(conn, skb.is_reply))
-
-
-def _assures(conn: conntrack.Conn, skb: Skb) -> bool:
-    """nf_conntrack_tcp_packet: the client's ACK after a SYN-ACK makes a connection assured."""
-    packet = skb.packet
-    acks = packet.protocol == Protocol.TCP and packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK)
-    return acks and conn.seen_reply and not skb.is_reply
-
-
-def _confirm(ns: Namespace, skb: Skb) -> None:
-    conn = skb.connection(ns.id)
-    if conn is not None and not conn.confirmed and not skb.is_reply:
-        skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, replace(conn, confirmed=True))
-        skb.redraw = False
-
-
-# --- NAT -------------------------------------------------------------------------------------------------------------
-
-
-def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
-    conn = skb.connection(ns.id)
-    if conn is None or skb.untracked:
-        return [skb]
-    source = hook in _NAT_SOURCE
-    if skb.packet.inner is not None:
-        before = skb.packet
-        skb.packet = conntrack.translate_error(before, conn, skb.is_reply, source=source)
-        return reroute(ns, skb) if hook == Hook.OUTPUT and skb.packet.dst != before.dst else [skb]
-    done = conn.src_done if source else conn.dst_done
-    ways = [skb]
-    if not done and not skb.is_reply:
-        ways = _consult(ns, skb, hook, tables, source=source)
-    if len(ways) == 1:
-        after_nat = ways if ways[0].end is not None else _rewrite(ns, ways[0], hook, source=source)
-    else:
-        after_nat = [
-            after
-            for way in ways
-            for after in ([way] if way.end is not None else _rewrite(ns, way, hook, source=source))
-        ]
-    # nf_nat_ipv4_local_fn sees two tuples that differ, as after a DNAT, and routes what IPVS balanced again
-    again = hook == Hook.OUTPUT and not skb.is_reply and conn.original.dst != conn.reply.src
-    if not again:
-        return after_nat
-    return [after for way in after_nat for after in (reroute(ns, way) if way.ipvs and way.end is None else [way])]
-
-
-def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: bool) -> list[Skb]:
-    """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
-
-    Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would
-    translate in different ways, each is followed as the first (KERNEL.md 4.1).
-    """
-    undecided: list[Skb] = [skb]
-    decided: list[Skb] = []
-    for group in groups:
-        still: list[Skb] = []
-        for way in undecided:
-            for part, tables in _orders(ns, way, hook, group):
-                for after in _ask(ns, part, hook, tables):
-                    translated = after.end is not None or _is_done(ns, after, source=source)
-                    (decided if translated else still).append(after)
-        undecided = still
-    for way in undecided:
-        conn = way.flow[ns.id][way.conn]
-        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
-        way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
-    return decided + undecided
-
-
-def _is_done(ns: Namespace, skb: Skb, *, source: bool) -> bool:
-    conn = skb.flow[ns.id][skb.conn]
-    return conn.src_done if source else conn.dst_done
-
-
-def _orders(
-    ns: Namespace, skb: Skb, hook: Hook, group: tuple[CompiledTable, ...]
-) -> list[tuple[Skb, tuple[CompiledTable, ...]]]:
-    """Return the packet with each order of tables that makes a difference; each takes its share of the probability."""
-    if len(group) == 1:
-        return [(skb, group)]
-    wishes = {}
-    for table in group:
-        wish = [_effect(skb, result) for result in table.evaluate(_context(ns, skb, hook))]
-        if any(any(effect) for effect in wish):
-            wishes[table] = wish
-    translates = any(effect[0] is not None for wish in wishes.values() for effect in wish)
-    if not translates or all(wish == next(iter(wishes.values())) for wish in wishes.values()):
-        return [(skb, group)]
-    found = []
-    for first in wishes:
-        way = skb.clone()
-        way.probability /= len(wishes)
-        what = f"the {first.backend} table {first.name} is taken to run first"
-        way.step(Place(netns=ns.id, stage=Stage.NETFILTER, backend=first.backend, table=first.name), "assume", what)
-        found.append((way, (first, *(table for table in group if table is not first))))
-    return found
-
-
-def _effect(skb: Skb, result: TableResult) -> tuple[object, ...]:
-    """Return what a table would do: none of it is done once another table has translated."""
-    marked = None if result.packet == skb.packet else result.packet
-    refused = None if result.verdict == Verdict.ACCEPT else result.verdict
-    return (result.nat, marked, result.connmark, refused)
-
-
-def _ask(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...]) -> list[Skb]:
-    """Ask tables in this order; ways that one of them ended or translated do not see the next."""
-    undecided, decided = [skb], []
-    for table in tables:
-        still = []
-        for way in undecided:
-            results = table.evaluate(_context(ns, way, hook))
-            for after, result in _ways(way, results):
-                if len(results) > 1:
-                    after.redraw = True
-                if result.verdict != Verdict.ACCEPT:
-                    decided.append(_refuse(ns, after, hook, result))
-                    continue
-                _save_connmark(ns, after, result)
-                if result.nat is None:
-                    still.append(after)
-                else:
-                    decided.append(_set_up(ns, after, hook, result.nat, result))
-        undecided = still
-    return decided + undecided
-
-
-def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: TableResult) -> Skb:
-    conn = skb.flow[ns.id][skb.conn]
-    packet = skb.packet
-    match action.kind:
-        case NatKind.MASQUERADE:
-            # nf_nat_masquerade_ipv4 looks at the next hop, nf_nat_masquerade_ipv6 at the destination
-            towards = packet.dst if packet.version == 6 else skb.next_hop or packet.dst
-            src = select_source(ns.state.interfaces, skb.out_dev, towards, "global")
-            if src is None:
-                place = result.steps[-1].place
-                return skb.finish(
-                    Outcome.DROPPED,
-                    Reason.MASQUERADE_NO_ADDRESS,
-                    place,
-                    f"{skb.out_dev} has no address to masquerade with",
-                )
-            conn = conntrack.set_up_source(conn, src, _port(action, conn.reply.dport))
-        case NatKind.SNAT:
-            conn = conntrack.set_up_source(conn, _address(action, packet.src), _port(action, conn.reply.dport))
-        case NatKind.DNAT:
-            conn = conntrack.set_up_destination(conn, _address(action, packet.dst), _port(action, conn.reply.sport))
-        case NatKind.REDIRECT:
-            target = _redirect_to(ns, skb, hook)
-            conn = conntrack.set_up_destination(conn, target, _port(action, conn.reply.sport))
-        case NatKind.NETMAP:
-            if hook in _NAT_SOURCE:
-                conn = conntrack.set_up_source(conn, _netmap(action, packet.src), conn.reply.dport)
-            else:
-                conn = conntrack.set_up_destination(conn, _netmap(action, packet.dst), conn.reply.sport)
-    skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
-    return skb
-
-
-def _address(action: NatAction, current: Ip) -> Ip:
-    return action.addresses[0][0] if action.addresses else current
-
-
-def _port(action: NatAction, current: int) -> int:
-    """nf_nat_l4proto_unique_tuple: the port asked for, or a drawn one (here: some other one), or the one there is."""
-    if action.random and action.ports is None:
-        return _DRAWN - current % 8191
-    return action.ports[0] if action.ports else current
-
-
-def _netmap(action: NatAction, current: Ip) -> Ip:
-    first, last = (ip_int(ip) for ip in action.addresses[0])
-    number = first | (ip_int(current) & (first ^ last))
-    return Ip(str(IPv6Address(number) if ":" in current else IPv4Address(number)))
-
-
-def _redirect_to(ns: Namespace, skb: Skb, hook: Hook) -> Ip:
-    """nf_nat_redirect: the loopback address for local packets, else the first address of the input device."""
-    v6 = skb.packet.version == 6
-    if hook == Hook.OUTPUT:
-        return Ip("::1" if v6 else "127.0.0.1")
-    link = ns.links.get(skb.in_dev)
-    own = [address.ip for address in link.addresses if (":" in address.ip) == v6] if link else []
-    return own[0] if own else skb.packet.dst
-
-
-def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> list[Skb]:
-    conn = skb.flow[ns.id][skb.conn]
-    before = skb.packet
-    after = conntrack.translate(before, conn, skb.is_reply, source=source)
-    if after is before or after == before:
-        return [skb]
-    skb.packet = after
-    what = "snat" if source else "dnat"
-    skb.step(ns.place(Stage.CONNTRACK, key=hook), f"un-{what}" if skb.is_reply else what, f"{before} -> {after}")
-    return reroute(ns, skb) if hook == Hook.OUTPUT and after.dst != before.dst else [skb]
-
-
-def reroute(ns: Namespace, skb: Skb) -> list[Skb]:
-    """Look the route up again after OUTPUT changed what it hangs on (ip_route_me_harder, net/ipv4/netfilter.c)."""
-    packet = skb.packet
-    router = ns.routers[packet.version]
-    src = packet.src if skb.ipvs or ns.is_local(packet.src) else None
-    found = router.lookup(replace(FlowKey.of(packet), src=src), ignore_linkdown=ns.ignore_linkdown)
-    place = ns.place(Stage.ROUTE, key=packet.dst)
-    if found is None or found.errno or not found.legs:
-        detail = f"no route to {packet.dst} after NAT"
-        if packet.protocol == Protocol.TCP or skb.originated or skb.ipvs:
-            skb.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail)
-        else:
-            errno = found.errno if found and found.errno else "ENETUNREACH"
-            skb.finish(
-                Outcome.UNREACHABLE,
-                Reason.IP_INNOROUTES,
-                place,
-                detail,
-                error=IcmpError(type=-1, code=0, local=True, errno=errno),
-            )
-        return [skb]
-    ways = []
-    legs = legs_for(ns, skb, found, src="", dst=packet.dst)
-    for leg in legs:
-        way = skb if len(legs) == 1 else skb.clone()
-        way.probability *= leg.share
-        remember_leg(ns, way, found, leg, src="", dst=packet.dst)
-        _goes_by(ns, way, found, leg)
-        ways.append(way)
-    return ways
-
-
-def _goes_by(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
-    packet = skb.packet
-    skb.found = found
-    skb.leg = leg
-    skb.local_route = found.type == "local" or leg.dev == "lo"
-    skb.out_dev = "lo" if skb.local_route else skb.leg.dev
-    skb.next_hop = skb.leg.nexthop.via or packet.dst
-    if packet.src.startswith("127.") and skb.out_dev != "lo" and not ns.either("route_localnet", skb.out_dev):
-        key = f"net/ipv4/conf/{skb.out_dev}/route_localnet"
-        skb.finish(
-            Outcome.DROPPED,
-            Reason.IP_LOCALNET,
-            ns.place(Stage.SYSCTL, dev=skb.out_dev, key=key),
-            "a 127.0.0.0/8 source may not leave (route_localnet=0)",
-        )

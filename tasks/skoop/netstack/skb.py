@@ -4,6 +4,7 @@
 Everything that leaves a namespace (`Exit`) is immutable.
 """
 
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -16,7 +17,7 @@ from tasks.skoop.model.state import Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Step
 from tasks.skoop.netstack.conntrack import Conn, Flow
 from tasks.skoop.netstack.fib import Found, Leg
-from tasks.skoop.netstack.xtables.api import ConnectionView
+from tasks.skoop.netstack.xtables.api import ConnectionView, SentBy
 
 Trail = tuple["Trail", Step] | None
 """Steps as a chain from the last to the first, so that ways that part share their beginning."""
@@ -33,6 +34,8 @@ def steps_of(trail: Trail) -> tuple[Step, ...]:
 
 class At(Enum):
     """Where in the stack the packet is next, by the kernel's function names."""
+
+    NETIF_RECEIVE = auto()
 
     __hash__ = object.__hash__  # equal only to itself; Enum's own hash is computed in Python for every packet
 
@@ -64,6 +67,8 @@ class Response(Struct, frozen=True, gc=False, kw_only=True):
     """Bridge port by which it is sent as it is, past all hooks, hence not un-NATed (nf_send_reset, for what a bridge brought)."""
     macs: tuple[str, str] | None = None
     """Its source and destination address there."""
+    by_socket: bool = True
+    """Whether a socket of the kernel's sends it; none does for what REJECT forges (nf_send_reset)."""
     oif: str = ""
     """The device that its route is bound to (the VRF that the packet came in by)."""
 
@@ -129,6 +134,7 @@ class Skb:
         "flow",
         "found",
         "frame_dst",
+        "gid",
         "hook_out",
         "in_dev",
         "ipvs",
@@ -149,14 +155,17 @@ class Skb:
         "pre_done",
         "probability",
         "redraw",
+        "sent_by",
         "slave",
-        "socket",
         "src_mac",
         "stolen",
+        "tproxy",
         "trail",
+        "uid",
         "untracked",
         "view",
         "vlan",
+        "wrapped_by",
         "zone",
     )
 
@@ -181,7 +190,6 @@ class Skb:
         self.local = False  # made by a socket of this namespace
         self.hook_out = ""  # the device as the hook was entered (nf_hook_state): rerouting does not change what -o sees
         self.kept = False  # came back within this host (lo, a tunnel to itself): the route found is kept (skb_dst)
-        self.socket = False  # a socket of a process here sent it, also once it is wrapped (skb->sk with a file)
         self.originated = False  # made by this namespace's kernel on its own (tunnel, ICMP error)
         self.local_route = False  # its destination was found to be local before it was sent over lo
         self.pre_done = False  # br_netfilter has already called PREROUTING (ip_sabotage_in)
@@ -197,6 +205,11 @@ class Skb:
         self.overhead = 0
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
+        self.tproxy: tuple[Ip, int] | None = None  # given to the socket that listens there (skb_sk_is_prefetched)
+        self.sent_by = SentBy.NOBODY
+        self.uid: int | None = None  # of the process that sent it, None: not known
+        self.gid: int | None = None
+        self.wrapped_by = ""  # the tunnel device that made this packet (skb->dev of what it sends)
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
         self.view: tuple[Conn, bool, ConnectionView] | None = None  # what rules were last shown of the connection
         self.budget = 640
@@ -273,3 +286,8 @@ class Skb:
             overhead=self.overhead,
             redraw=self.redraw,
         )
+
+
+def onward(ways: Iterable[Skb], step: Callable[[Skb], list[Skb]]) -> list[Skb]:
+    """Take each way a step further, but for those that have ended or that a hook has taken over."""
+    return [one for way in ways for one in ([way] if way.end is not None or way.stolen else step(way))]

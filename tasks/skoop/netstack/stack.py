@@ -9,11 +9,18 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol
+from tasks.skoop.model.state import Interface
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import bridge, ip, iptunnel, neighbour, tunnel, wireguard
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
-from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
+from tasks.skoop.netstack.nftables.link_hooks import EGRESS, INGRESS, on_device
+from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb, onward
+from tasks.skoop.netstack.xtables.api import SentBy
+
+User = tuple[int | None, int | None]
+"""User and group of a process; None: not known."""
+ANYBODY: User = (None, None)
 
 MAX_WAYS = 4096
 """Ways of one packet through one namespace that are followed; past that the rest is `unknown`."""
@@ -43,6 +50,7 @@ DEVICES: Mapping[str, At | None] = {
 
 None: they leave the namespace as they are (those who carry them find out what stands on what), or the device swallows them (dummy).
 """
+_BELOW_IP = (At.DEV_XMIT, At.BR_DEV_XMIT)
 _PROGRAMS = {"tun", "macvtap", "ipvtap"}  # what they carry goes to a program
 
 
@@ -52,9 +60,15 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     place = ns.place(Stage.LINK, dev=link.name)
     if not link.up:
         return [skb.finish(Outcome.DROPPED, Reason.LINK_DOWN, place, f"{link.name} is down")]
+    return onward(on_device(ns, skb, link.name, EGRESS), lambda way: _xmit(ns, way, link))
+
+
+def _xmit(ns: Namespace, skb: Skb, link: Interface) -> list[Skb]:
+    place = ns.place(Stage.LINK, dev=link.name)
     if link.name == "lo":
         skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = "lo", "", "", True
-        skb.at = At.IP_RCV
+        skb.sent_by = SentBy.NOBODY  # skb_orphan
+        skb.at = At.NETIF_RECEIVE
         return [skb]
     if link.kind in _PROGRAMS:
         skb.missing = (*skb.missing, f"{ns.id}: the program behind {link.name}")
@@ -81,7 +95,18 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     return [skb]
 
 
+def netif_receive(ns: Namespace, skb: Skb) -> list[Skb]:
+    """A device takes the frame in (__netif_receive_skb_core): netdev chains at its ingress see it first, then its bridge or IP gets it."""
+    link = ns.links[skb.in_dev]
+    master = ns.links.get(link.master or "")
+    ways = on_device(ns, skb, link.name, INGRESS)
+    for way in ways:
+        way.at = At.BR_HANDLE_FRAME if master is not None and master.kind == "bridge" else At.IP_RCV
+    return ways
+
+
 STAGES: Mapping[At, Callable[[Namespace, Skb], list[Skb]]] = {
+    At.NETIF_RECEIVE: netif_receive,
     At.IP_RCV: ip.ip_rcv,
     At.IP_RCV_FINISH: ip.ip_rcv_finish,
     At.IP_LOCAL_DELIVER: ip.ip_local_deliver,
@@ -133,7 +158,8 @@ def _settled(skb: Skb) -> Skb:
     end = skb.end
     if end is None:
         return skb
-    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error  # still inside the sender's own system call
+    # still inside the sender's own system call; what a device's queue or a bridge drops is not told there (net_xmit_errno, br_dev_xmit)
+    unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error and skb.at not in _BELOW_IP and not skb.ipvs
     if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol not in (Protocol.TCP, Protocol.ICMPV6):
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
@@ -141,16 +167,24 @@ def _settled(skb: Skb) -> Skb:
 
 
 def send(
-    ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False
+    ns: Namespace,
+    packet: Packet,
+    flow: Flow,
+    *,
+    oif: str = "",
+    bound: bool = False,
+    answer: bool = False,
+    user: User = ANYBODY,
 ) -> tuple[Exit, ...]:
-    """Send a packet from a socket of this namespace.
+    """Send a packet from a socket of this namespace, one of `user`'s.
 
     Unless `bound`, the kernel chooses the source address. `answer`: it is not the first packet of its flow, so that the
     socket at the other end is already there.
     """
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
-    skb.local = skb.socket = True
+    skb.local = True
     skb.answer = answer
+    skb.sent_by, (skb.uid, skb.gid) = SentBy.PROCESS, user
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
     source = ip.Source.BOUND if bound else ip.Source.CHOSEN
@@ -162,6 +196,7 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
     skb = Skb(response.packet, flow, at=At.IP_LOCAL_OUT)
     skb.originated = True
     skb.answer = True
+    skb.sent_by = SentBy.KERNEL if response.by_socket else SentBy.NOBODY
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=response.packet.dst)).exit(),)
     if response.port and response.macs is not None:
@@ -217,7 +252,7 @@ def receive(
     """
     if entry == "output":
         return pass_on(ns, dev, frame, flow, answer=answer, path_mtu=path_mtu, overhead=overhead)
-    skb = Skb(frame.packet, flow, at=At.IP_RCV)
+    skb = Skb(frame.packet, flow, at=At.NETIF_RECEIVE)
     skb.path_mtu, skb.overhead = path_mtu, overhead
     skb.in_dev = dev
     skb.src_mac, skb.dst_mac = frame.src_mac, frame.dst_mac
@@ -240,6 +275,4 @@ def receive(
         return (skb.finish(Outcome.DROPPED, Reason.PEER_MTU, place, detail).exit(),)
     if dev != "lo":
         skb.narrow(link.mtu)
-    if link.master and (master := ns.links.get(link.master)) is not None and master.kind == "bridge":
-        skb.at = At.BR_HANDLE_FRAME
     return run(ns, [skb])

@@ -122,7 +122,7 @@ def _bypass(ns: Namespace, skb: Skb, link: Interface, entry: FdbEntry) -> Skb:
     skb.step(place, "decap", f"{entry.dst} is an address of this host")
     skb.in_dev, skb.out_dev, skb.dst_mac, skb.kept = there.name, "", "", True  # PACKET_HOST, whatever the frame says
     skb.phys_in = skb.phys_out = skb.bridge = ""
-    skb.at = At.IP_RCV
+    skb.at = At.NETIF_RECEIVE
     return skb
 
 
@@ -181,11 +181,11 @@ def send_outer(ns: Namespace, skb: Skb, link: Interface, key: FlowKey, outer: Pa
             detail = f"{outer.dst} lies behind the tunnel itself"
             ways.append(way.finish(Outcome.DROPPED, Reason.IP_INNOROUTES, place, detail))
         else:
-            ways.append(_encapsulated(ns, way, found, leg, outer))
+            ways.append(_encapsulated(ns, way, link.name, found, leg, outer))
     return ways
 
 
-def _encapsulated(ns: Namespace, skb: Skb, found: Found, leg: Leg, outer: Packet) -> Skb:
+def _encapsulated(ns: Namespace, skb: Skb, by: str, found: Found, leg: Leg, outer: Packet) -> Skb:
     """Put the packet into the outer one, which is the host's own from here on."""
     inner = skb.packet
     towards = outer.dst if outer.version == 6 else leg.nexthop.via or outer.dst
@@ -194,7 +194,7 @@ def _encapsulated(ns: Namespace, skb: Skb, found: Found, leg: Leg, outer: Packet
     skb.packet = outer.with_(src=src or outer.dst, encap=inner.with_(mark=0, ct_state=CtState.NONE))
     skb.originated, skb.local, skb.kept = True, False, False
     _forget(skb)
-    skb.in_dev = ""
+    skb.in_dev, skb.wrapped_by = "", by
     skb.found, skb.leg, skb.next_hop = found, leg, leg.nexthop.via or outer.dst
     skb.local_route = found.type == "local"
     skb.out_dev = "lo" if skb.local_route else leg.dev
@@ -205,8 +205,9 @@ def _encapsulated(ns: Namespace, skb: Skb, found: Found, leg: Leg, outer: Packet
 def _forget(skb: Skb) -> None:
     """What belonged to the packet before it was wrapped or unwrapped (skb_scrub_packet)."""
     skb.conn, skb.is_reply, skb.untracked, skb.zone = -1, False, False, 0
-    skb.phys_in = skb.phys_out = skb.bridge = skb.slave = ""
+    skb.phys_in = skb.phys_out = skb.bridge = skb.slave = skb.wrapped_by = ""
     skb.vlan = 0
+    skb.tproxy = None
 
 
 def take_out(ns: Namespace, skb: Skb, link: Interface, key: str) -> Skb:
@@ -222,7 +223,7 @@ def take_out(ns: Namespace, skb: Skb, link: Interface, key: str) -> Skb:
     skb.out_dev = ""
     _forget(skb)
     skb.step(ns.place(Stage.TUNNEL, dev=link.name, key=key), "decap", f"from {outer.src}")
-    skb.at = At.BR_HANDLE_FRAME if link.master and ns.links.get(link.master, link).kind == "bridge" else At.IP_RCV
+    skb.at = At.NETIF_RECEIVE
     return skb
 
 

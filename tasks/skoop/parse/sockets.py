@@ -60,7 +60,16 @@ def _socket(words: list[str], kind: Protocol) -> Socket:
         peer=None if peer_port == "*" else peer,
         peer_port=0 if peer_port == "*" else int(peer_port),
         process=",".join(dict.fromkeys(PROCESS.findall(extra))),
+        uid=_uid(rest),
     )
+
+
+def _uid(words: list[str]) -> int | None:
+    """Return the user that `ss -e` tells: nothing for root, but then the inode stands there."""
+    told = next((word[4:] for word in words if word.startswith("uid:")), None)
+    if told is not None:
+        return int(told)
+    return 0 if any(word.startswith("ino:") for word in words) else None
 
 
 def _end(text: str) -> tuple[Ip | None, str | None, str]:

@@ -33,7 +33,7 @@ SINGLE: Mapping[str, frozenset[str]] = {
     "net/ipv4/vs": frozenset(
         (
             *("conntrack", "snat_reroute", "conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template"),
-            *("sloppy_tcp", "sloppy_sctp", "pmtu_disc", "nat_icmp_send", "drop_entry", "drop_packet"),
+            *("sloppy_tcp", "sloppy_sctp", "pmtu_disc", "nat_icmp_send", "drop_entry", "drop_packet", "am_droprate"),
             *("backup_only", "cache_bypass", "schedule_icmp", "ignore_tunneled"),
         )
     ),

@@ -16,7 +16,7 @@ from tests.kernel.devices.performing import Record, Tried
 def question_of(tried: Tried) -> Question:
     """Return the question that a try answers."""
     return Question(
-        src=Endpoint(ip=Ip("::" if ":" in tried.dst else "0.0.0.0"), netns=NetnsId(tried.src)),
+        src=Endpoint(ip=Ip("::" if ":" in tried.dst else "0.0.0.0"), netns=NetnsId(tried.src), uid=0, gid=0),
         dst=Endpoint(ip=Ip(tried.dst), port=tried.dport),
         protocol=Protocol(tried.protocol),
         sport=tried.sport,
@@ -27,7 +27,7 @@ def question_of(tried: Tried) -> Question:
 
 def differences(record: Record) -> Iterator[str]:
     """Yield a line for each connection about which the simulator is wrong, or says `unknown`."""
-    diagnostor = Diagnostor(SimpleNamespace(state=record.state()))
+    diagnostor = Diagnostor(SimpleNamespace(state=record.state()), repeats_syn=False)
     for tried in record.tried:
         said = difference(tried, diagnostor.diagnose(question_of(tried)))
         if said:

@@ -75,13 +75,13 @@ def tried(lab: Lab, questions: list[Ask]) -> list[Attempt]:
 
 def diagnostor_of(lab: Lab) -> Diagnostor:
     """Collect the lab as it is now."""
-    return Diagnostor(SimpleNamespace(state=collect_topology(lab.topology)))
+    return Diagnostor(SimpleNamespace(state=collect_topology(lab.topology)), repeats_syn=False)
 
 
 def question_of(ask: Ask) -> Question:
     """Return the question that a try answers."""
     return Question(
-        src=Endpoint(ip=Ip("::" if ":" in ask.dst else "0.0.0.0"), netns=NetnsId(ask.src)),
+        src=Endpoint(ip=Ip("::" if ":" in ask.dst else "0.0.0.0"), netns=NetnsId(ask.src), uid=0, gid=0),
         dst=Endpoint(ip=Ip(ask.dst), port=ask.dport),
         protocol=Protocol(ask.protocol),
         sport=ask.sport,

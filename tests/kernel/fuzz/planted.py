@@ -11,7 +11,7 @@ from pytest import MonkeyPatch
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Interface, Socket
-from tasks.skoop.netstack import bridge, conntrack, ip, netfilter, source
+from tasks.skoop.netstack import bridge, conntrack, ip, nat, netfilter, source, tracking
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import Skb
 from tasks.skoop.netstack.xtables import way
@@ -31,13 +31,13 @@ def goto_as_jump(patch: MonkeyPatch) -> None:
 
 def masquerade_by_prefsrc(patch: MonkeyPatch) -> None:
     """MASQUERADE takes the address that the route prefers: the first of the underlay."""
-    right = netfilter.select_source
+    right = nat.select_source
 
     def wrong(links: tuple[Interface, ...], dev: str, towards: Ip, scope: str = "link") -> Ip | None:
         del dev
         return right(links, "eth0", towards, scope)
 
-    patch.setattr(netfilter, "select_source", wrong)
+    patch.setattr(nat, "select_source", wrong)
 
 
 def nat_before_mangle(patch: MonkeyPatch) -> None:
@@ -79,13 +79,13 @@ def forwarding_ignored(patch: MonkeyPatch) -> None:
 
 def notrack_ignored(patch: MonkeyPatch) -> None:
     """NOTRACK does nothing."""
-    right = netfilter.track
+    right = tracking.track
 
     def wrong(ns: Namespace, skb: Skb) -> None:
         skb.untracked = False
         right(ns, skb)
 
-    patch.setattr(netfilter, "track", wrong)
+    patch.setattr(tracking, "track", wrong)
 
 
 def replies_not_translated(patch: MonkeyPatch) -> None:
@@ -100,7 +100,8 @@ def replies_not_translated(patch: MonkeyPatch) -> None:
 
 def reroute_forgotten(patch: MonkeyPatch) -> None:
     """After OUTPUT has translated the destination the packet still goes where the first lookup said."""
-    patch.setattr(netfilter, "reroute", lambda _, skb: [skb])
+    for module in (nat, netfilter):
+        patch.setattr(module, "reroute", lambda _, skb: [skb])
 
 
 def own_source_accepted(patch: MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ class World:
             netns[key] = read_again(
                 self.lab.spaces[name], netns[key], parts, settings=written.get(name, ()), tables=tables
             )
-        diagnostor = Diagnostor(SimpleNamespace(state=replace(self.base, netns=netns)))
+        diagnostor = Diagnostor(SimpleNamespace(state=replace(self.base, netns=netns)), repeats_syn=False)
         self._share(diagnostor, {name for name in netns if netns[name] is self.base.netns[name]})
         return diagnostor
 

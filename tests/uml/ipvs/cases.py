@@ -42,6 +42,8 @@ def _only(vip: str, server: str, *, options: str = "-m", port: int = 80, to: int
 # A request of the node's own carries the virtual address, and so does its ARP request, which a pod with that address does not
 # answer: whether it gets there hangs on who has asked before. With a permanent entry it does not.
 KNOWN_WEB_1 = f"ip neigh replace {WEB_1} lladdr 0a:58:0a:f4:01:04 dev cni0 nud permanent"
+DEFENSE_TIMER = "sleep 1.1"
+"""IPVS looks at drop_packet and drop_entry once a second (DEFENSE_TIMER_PERIOD)."""
 NO_MASQUERADE = "iptables-legacy -t nat -F KUBE-MARK-MASQ; ip6tables-legacy -t nat -F KUBE-MARK-MASQ"
 
 NAMED: tuple[Case, ...] = (
@@ -249,6 +251,15 @@ NAMED: tuple[Case, ...] = (
         name="PREROUTING drops the real server's answers",
         commands=_on("n1", f"iptables-legacy -t raw -A PREROUTING -s {WEB_2} -j DROP"),
     ),
+    Case(
+        name="drop_packet always",
+        commands=_on("n1", _sysctl("ipv4/vs/am_droprate", 1), _sysctl("ipv4/vs/drop_packet", 3), DEFENSE_TIMER),
+    ),
+    Case(
+        name="drop_packet one in two",
+        commands=_on("n1", _sysctl("ipv4/vs/am_droprate", 2), _sysctl("ipv4/vs/drop_packet", 3), DEFENSE_TIMER),
+    ),
+    Case(name="drop_entry always", commands=_on("n1", _sysctl("ipv4/vs/drop_entry", 3), DEFENSE_TIMER)),
     Case(
         name="MTU of the way smaller",
         commands=_on("n1", "ip route change 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink mtu 1000"),

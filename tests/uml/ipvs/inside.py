@@ -28,7 +28,7 @@ from tasks.skoop.collect.topology import collect_topology, nearest_first, read_t
 from tasks.skoop.collect.workers import WorkerPool
 from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.trace import View
-from tests.uml.ipvs.cases import ADDED, NAMED, WEB, WEB_1, Case, mixed
+from tests.uml.ipvs.cases import ADDED, DEFENSE_TIMER, NAMED, WEB, WEB_1, Case, mixed
 from tests.uml.ipvs.record import Recorded, Row, write
 
 FAMILIES = (4, 6)
@@ -44,6 +44,9 @@ _WRITES = (
     ("bridge/bridge-nf-call-iptables", 1),
     ("bridge/bridge-nf-call-ip6tables", 1),
     ("ipv4/vs/snat_reroute", 1),
+    ("ipv4/vs/drop_packet", 0),
+    ("ipv4/vs/drop_entry", 0),
+    ("ipv4/vs/am_droprate", 10),
     *SYSCTLS,
 )
 
@@ -111,6 +114,8 @@ class World:
     def _reset(self, node: NodePlan) -> None:
         """Put a node back to what kube-proxy made of it, whatever a case did."""
         netns = self.lab.spaces[node.netns]
+        loaded = "[ $(cat /proc/sys/net/ipv4/vs/drop_packet) = 0 ]"
+        _shell(netns, f"{loaded} || {{ echo 0 > /proc/sys/net/ipv4/vs/drop_packet; {DEFENSE_TIMER}; }}")
         for key, value in _WRITES:
             netns.sysctl(key, value)
         peer, gateway = 3 - node.number, node.gateways[0]

@@ -325,7 +325,11 @@ def test_notrack_and_zones_are_for_packets_that_conntrack_has_not_seen() -> None
 
 @pytest.mark.parametrize(
     ("socket", "verdict", "target"),
-    [(True, Verdict.DROP, ("127.0.0.1", 50080)), (False, Verdict.ACCEPT, None), (None, Verdict.UNKNOWN, None)],
+    [
+        (True, Verdict.DROP, ("127.0.0.1", 50080)),
+        (False, Verdict.ACCEPT, None),
+        (None, Verdict.ACCEPT, ("127.0.0.1", 50080)),
+    ],
 )
 def test_tproxy_goes_on_if_there_is_a_socket(socket: bool | None, verdict: Verdict, target: object) -> None:
     source = table({"base": [[{"tproxy": {"family": "ip", "addr": "127.0.0.1", "port": 50080}}, DROP]]}, hooks=PRE)

@@ -7,7 +7,7 @@ import pytest
 from tasks.skoop.model.state import NftTable
 from tasks.skoop.model.xtables import Backend, XTable
 from tasks.skoop.parse.errors import ParseError
-from tasks.skoop.parse.nft import parse_nft, without_iptables
+from tasks.skoop.parse.nft import lacks_devices, parse_nft, with_devices, without_iptables
 
 METAINFO = {"metainfo": {"version": "1.1.3", "release_name": "x", "json_schema_version": 1}}
 CHAIN = {
@@ -83,3 +83,33 @@ def test_every_cut_is_noticed() -> None:
     for cut in range(0, len(TEXT), 7):
         with pytest.raises(ParseError):
             parse_nft(TEXT[:cut])
+
+
+QUIET = """{"nftables": [{"metainfo": {"version": "1.0.6", "release_name": "x", "json_schema_version": 1}},
+{"table": {"family": "netdev", "name": "t", "handle": 1}},
+{"chain": {"family": "netdev", "table": "t", "name": "in", "handle": 1, "type": "filter", "hook": "ingress", "prio": 0, "policy": "accept"}},
+{"chain": {"family": "netdev", "table": "t", "name": "more", "handle": 2, "type": "filter", "hook": "egress", "prio": 0, "policy": "drop"}},
+{"chain": {"family": "netdev", "table": "t", "name": "plain", "handle": 3}}]}"""
+PRINTED = """table netdev t {
+\tchain in {
+\t\ttype filter hook ingress device "eth0" priority filter; policy accept;
+\t}
+
+\tchain more {
+\t\ttype filter hook egress devices = { "eth1", eth2 } priority filter; policy drop;
+\t}
+
+\tchain plain {
+\t}
+}
+"""
+
+
+def test_devices_that_the_json_keeps_quiet_about_are_taken_from_the_text() -> None:
+    (table,) = parse_nft(QUIET)
+    assert lacks_devices(table)
+    whole = with_devices(table, PRINTED)
+    assert not lacks_devices(whole)
+    chains = [json.loads(text).get("chain", {}) for text in whole.objects]
+    assert [chain.get("dev") for chain in chains] == [None, "eth0", ["eth1", "eth2"], None]
+    assert with_devices(whole, PRINTED) == whole

@@ -15,14 +15,13 @@ IP_HOOKS = frozenset(hook.lower() for hook in Hook)
 
 
 class BaseChains:
-    """The base chains of a namespace by family and hook. Those of the family arp are left out: only IP packets are
-    walked.
-    """
+    """The base chains of a namespace by family and hook."""
 
     def __init__(self, netns: NetNS) -> None:
         routes = Routes(netns)
         self._at: dict[tuple[int, str], list[BaseChain]] = {}
         self._link: dict[tuple[str, str], list[BaseChain]] = {}
+        self._on_link: dict[tuple[str, str], tuple[BaseChain, ...]] = {}
         for source in netns.nft:
             table = Table(source, netns, routes)
             for chain, kind, hook, priority, policy in source.hooks:
@@ -40,11 +39,14 @@ class BaseChains:
         return tuple(sorted(found, key=lambda base: base.priority))
 
     def on_link(self, family: str, hook: str) -> Sequence[BaseChain]:
-        """Return the base chains of a link-layer family (bridge, netdev) at a hook, as `at` does; inet's ingress is
+        """Return the base chains of a link-layer family (bridge, netdev, arp) at a hook, as `at` does; inet's ingress is
         netdev's.
         """
-        found = (base for base in self._link.get((family, hook), ()) if base.has_chain(hook))
-        return tuple(sorted(found, key=lambda base: base.priority))
+        slot = (family, str(hook))
+        if slot not in self._on_link:
+            found = (base for base in self._link.get(slot, ()) if base.has_chain(hook))
+            self._on_link[slot] = tuple(sorted(found, key=lambda base: base.priority))
+        return self._on_link[slot]
 
 
 def compile_chains(netns: NetNS) -> BaseChains:

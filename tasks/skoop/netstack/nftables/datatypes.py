@@ -57,6 +57,13 @@ NFPROTO = Datatype("nf_proto", 8, {"ipv4": 2, "ipv6": 10})
 ETHERTYPE = Datatype(
     "ether_type", 16, {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD, "vlan": 0x8100, "8021q": 0x8100, "8021ad": 0x88A8}
 )
+ETHERTYPES = {0: 0x0806, 4: 0x0800, 6: 0x86DD}
+"""Version of the IP packet in a frame (0: it carries ARP) → the frame's type."""
+ARP_OP = Datatype(
+    "arp_op",
+    16,
+    {"request": 1, "reply": 2, "rrequest": 3, "rreply": 4, "inrequest": 8, "inreply": 9, "nak": 10},
+)
 CT_STATE = Datatype(
     "ct_state", 32, {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}, bitmask=True
 )
@@ -143,7 +150,7 @@ TYPES: Mapping[str, Datatype] = {
     for each in (
         *(INTEGER, BOOLEAN, IPV4, IPV6, ETHER, MARK, IFNAME, STRING, SERVICE, PROTO, NFPROTO, ETHERTYPE, CT_STATE),
         *(CT_DIR, CT_STATUS, TCP_FLAG, ICMP_TYPE, ICMP_CODE, ICMPV6_TYPE, ICMPV6_CODE, DSCP, ECN, PKTTYPE, ADDRTYPE),
-        *(IFTYPE, DEVGROUP, UID, GID),
+        *(IFTYPE, DEVGROUP, UID, GID, ARP_OP),
     )
 }
 """Types by the name that sets and maps are declared with."""

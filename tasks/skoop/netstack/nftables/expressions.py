@@ -53,9 +53,12 @@ class Compiler:
             case "meta":
                 return _single(meta(content, self.links))
             case "ct":
-                return _single(ct(content))
+                get, kind = ct(content)
+                # what conntrack of the bridge itself (nf_conntrack_bridge) has seen is not simulated
+                return Expression(get if self.family != "bridge" else lambda _: _OF_THE_BRIDGE, (kind,))
             case "fib":
-                return _single(fib(content, self.links, self.routes))
+                get, kind = fib(content, self.links, self.routes)
+                return Expression(lambda view: get(view) if view.version else None, (kind,))
             case "rt":
                 return _single(rt(content))
             case "socket":
@@ -165,6 +168,7 @@ class Compiler:
         return elements.find(value)
 
 
+_OF_THE_BRIDGE = Unsure("the bridge's own connection tracking", "ct of the bridge")
 _PUT_IN = Element(None, None, ())
 
 

@@ -8,12 +8,13 @@ model.
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
+from tasks.skoop.model.addr import Ip, ip_int
 from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
 from tasks.skoop.netstack.nftables import datatypes as dt
 from tasks.skoop.netstack.nftables.datatypes import Datatype
 from tasks.skoop.netstack.nftables.jsonform import Json, compact, text, whole
 from tasks.skoop.netstack.nftables.outcomes import HIDDEN, Getter, Outcome, Unsure
-from tasks.skoop.netstack.nftables.view import PacketView
+from tasks.skoop.netstack.nftables.view import NO_TRANSPORT, PacketView
 from tasks.skoop.netstack.xtables.api import Hook
 from tasks.skoop.netstack.xtables.truth import NotUnderstood
 
@@ -94,6 +95,27 @@ ICMPV6: Mapping[str, Field] = {
     **dict.fromkeys(("parameter-problem", "max-delay"), (dt.INTEGER, _hidden)),
     "taddr": (dt.IPV6, _hidden),
 }
+ARP: Mapping[str, Field] = {
+    "htype": (dt.INTEGER, lambda _: 1),
+    "ptype": (dt.ETHERTYPE, lambda _: 0x0800),
+    "hlen": (dt.INTEGER, lambda _: 6),
+    "plen": (dt.INTEGER, lambda _: 4),
+    "operation": (dt.ARP_OP, lambda view: view.context.arp.operation if view.context.arp else None),
+    "saddr ip": (dt.IPV4, lambda view: _arp_ip(view.context.arp.sender) if view.context.arp else None),
+    "daddr ip": (dt.IPV4, lambda view: _arp_ip(view.context.arp.target) if view.context.arp else None),
+    "saddr ether": (dt.ETHER, lambda view: _arp_mac(view.context.arp.sender_mac) if view.context.arp else None),
+    "daddr ether": (dt.ETHER, lambda view: _arp_mac(view.context.arp.target_mac) if view.context.arp else None),
+}
+
+
+def _arp_ip(ip: Ip | None) -> Outcome:
+    return ip_int(ip) if ip else Unsure("the sender of an ARP request", "arp saddr ip")
+
+
+def _arp_mac(mac: str) -> Outcome:
+    return int(mac.replace(":", ""), 16) if mac else Unsure("a link-layer address in an ARP packet", "arp ether")
+
+
 OTHER: Mapping[str, Mapping[str, Field]] = {
     "sctp": {**PORTS, "vtag": (dt.INTEGER, _hidden), "checksum": (dt.INTEGER, _hidden)},
     "dccp": {**PORTS, "type": (dt.INTEGER, _hidden)},
@@ -126,11 +148,15 @@ def payload(content: Json) -> tuple[Getter, Datatype]:
             return (lambda view: get(view) if view.version == version else None), kind
         case "th":
             kind, _ = _field(PORTS, protocol, field)
-            return (_th_sport if field == "sport" else _th_dport), kind
+            get = _th_sport if field == "sport" else _th_dport
+            return (lambda view: None if view.protocol == NO_TRANSPORT else get(view)), kind
         case "ether":
             return _ether(field)
-        case "vlan" | "arp":
+        case "vlan":
             return (lambda _: None), dt.INTEGER
+        case "arp":
+            kind, take = _field(ARP, protocol, field)
+            return (lambda view: take(view) if view.context.arp is not None else None), kind
     if protocol not in TRANSPORTS:
         raise NotUnderstood(f"the header {protocol}")
     wanted, found = TRANSPORTS[protocol]
@@ -166,13 +192,22 @@ _ICMP = (Protocol.ICMP, Protocol.ICMPV6)
 
 def _ether(field: str) -> tuple[Getter, Datatype]:
     if field == "type":
-        return (lambda view: (0x86DD if view.version == 6 else 0x0800) if view.context.mac else None), dt.ETHERTYPE
+        return (lambda view: dt.ETHERTYPES[view.version] if view.context.mac else None), dt.ETHERTYPE
     if field == "saddr":
         return (lambda view: int(view.context.mac.replace(":", ""), 16) if view.context.mac else None), dt.ETHER
     if field != "daddr":
         raise NotUnderstood(f"the field ether {field}")
-    answer = Unsure("the destination MAC of the frame", "ether daddr")
-    return (lambda view: None if view.context.hook == Hook.OUTPUT or not view.context.mac else answer), dt.ETHER
+    return _ether_daddr, dt.ETHER
+
+
+_DADDR = Unsure("the destination MAC of the frame", "ether daddr")
+
+
+def _ether_daddr(view: PacketView) -> Outcome:
+    context = view.context
+    if context.dst_mac:
+        return int(context.dst_mac.replace(":", ""), 16)
+    return None if context.hook == Hook.OUTPUT or not context.mac else _DADDR
 
 
 _UNREAD = Unsure("raw bytes of the header", "raw")

@@ -129,13 +129,12 @@ def tproxy(content: Json, compiler: Compiler) -> Statement:
         action = _action(NatKind.REDIRECT, view.version, found)
         ip = action.addresses[0][0] if action.addresses else Ip("::" if view.version == 6 else "0.0.0.0")
         to = action.ports[0] if action.ports else view.dport
-        listening = view.context.facts.has_socket(view.packet.with_(dport=to), transparent=True, wildcard=True)
-        if listening is None:
-            return way.cannot_tell(rule, "tproxy: the sockets of the namespace")
-        if not listening:
+        wanted = view.packet.with_(dst=ip if action.addresses else view.packet.dst, dport=to)
+        listening = view.context.facts.has_socket(wanted, transparent=True, wildcard=True)
+        if listening is False:
             return Flow.BREAK
         way.tproxy = (ip, to)
         way.note(rule, "match", f"tproxy to {ip} port {to}")
-        return Flow.NEXT
+        return Flow.NEXT if listening else way.finish(Verdict.ACCEPT)  # the walk says what is not known of sockets
 
     return Statement(act)

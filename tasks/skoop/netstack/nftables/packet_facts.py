@@ -14,8 +14,8 @@ from tasks.skoop.netstack.nftables import datatypes as dt
 from tasks.skoop.netstack.nftables.datatypes import Datatype, name_number
 from tasks.skoop.netstack.nftables.jsonform import Json, text
 from tasks.skoop.netstack.nftables.outcomes import Draw, Getter, Outcome, Unsure
-from tasks.skoop.netstack.nftables.view import PacketView
-from tasks.skoop.netstack.xtables.api import Hook
+from tasks.skoop.netstack.nftables.view import NO_TRANSPORT, PacketView
+from tasks.skoop.netstack.xtables.api import Hook, SentBy
 from tasks.skoop.netstack.xtables.truth import NotUnderstood
 
 Links = Mapping[str, Interface]
@@ -41,7 +41,7 @@ def _sender(gid: bool) -> Getter:
 
     def get(view: PacketView) -> Outcome:
         context = view.context
-        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.in_dev or not context.has_socket:
+        if context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or context.sent_by != SentBy.PROCESS:
             return None
         found = context.local_gid if gid else context.local_uid
         return answer if found is None else found
@@ -50,6 +50,8 @@ def _sender(gid: bool) -> Getter:
 
 
 def _pkttype(view: PacketView) -> Outcome:
+    if view.context.pkttype is not None:
+        return view.context.pkttype
     if view.context.hook == Hook.OUTPUT:
         return 0
     if is_multicast(view.packet.dst):
@@ -57,13 +59,14 @@ def _pkttype(view: PacketView) -> Outcome:
     return 1 if view.context.facts.address_type(view.packet.dst, None) == "BROADCAST" else 0
 
 
+NFPROTO = {4: 2, 6: 10}
 _RANDOM = Draw("random", 0, 1 << 32, sticky=False)
 
 META: Mapping[str, tuple[Datatype, Getter]] = {
     "length": (dt.INTEGER, lambda view: view.packet.length),
-    "nfproto": (dt.NFPROTO, lambda view: 10 if view.version == 6 else 2),
-    "protocol": (dt.ETHERTYPE, lambda view: 0x86DD if view.version == 6 else 0x0800),
-    "l4proto": (dt.PROTO, lambda view: view.protocol),
+    "nfproto": (dt.NFPROTO, lambda view: view.context.nfproto or NFPROTO.get(view.version)),
+    "protocol": (dt.ETHERTYPE, lambda view: dt.ETHERTYPES[view.version]),
+    "l4proto": (dt.PROTO, lambda view: None if view.protocol == NO_TRANSPORT else view.protocol),
     "mark": (dt.MARK, lambda view: view.mark),
     "iifname": (dt.IFNAME, lambda view: view.in_dev),
     "oifname": (dt.IFNAME, lambda view: view.out_dev),

@@ -6,7 +6,7 @@ UNKNOWN; a match that is not known splits it.
 
 from collections.abc import Callable, Mapping
 
-from tasks.skoop.model.packet import CtState
+from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
 from tasks.skoop.netstack.nftables import datatypes as dt
 from tasks.skoop.netstack.nftables.elements import Element
 from tasks.skoop.netstack.nftables.expressions import Compiler
@@ -117,7 +117,7 @@ class StatementCompiler:
             case "tproxy":
                 return tproxy(content, self.compiler)
             case "flow":
-                return _taken(Chance(0.5, key=f"flow {compact(content)}"))
+                return Statement(_offload(Chance(0.5, key=f"flow {compact(content)}")))
             case "xt" if text(content, "name", "") == "comment":
                 return Statement(_nothing, passive=True)
         raise NotUnderstood(f"the statement {name} is not simulated")
@@ -291,6 +291,21 @@ def _taken(truth: Truth, needs: Getter | None = None) -> Statement:
         return _go_on(way, rule, truth)
 
     return Statement(act)
+
+
+def _offload(chance: Chance) -> Act:
+    """nft_flow_offload_eval: never for a connection's first packet, nor for a handshake's or a last segment; later it may do so, once."""
+
+    def act(way: Way, rule: Rule) -> Flow:
+        packet = way.view.packet
+        stands = packet.protocol != Protocol.TCP or packet.tcp_flags in (TcpFlags.ACK, TcpFlags.PSH_ACK)
+        may = packet.protocol in (Protocol.TCP, Protocol.UDP) and packet.ct_state in (
+            CtState.ESTABLISHED,
+            CtState.RELATED,
+        )
+        return way.take(rule, chance) if may and stands else Flow.BREAK
+
+    return act
 
 
 def _notrack(way: Way, rule: Rule) -> Flow | TableResult:

@@ -14,6 +14,9 @@ TRACKED = frozenset((CtState.NEW, CtState.ESTABLISHED, CtState.RELATED))
 OTHER_PROTOCOL = -1
 """Protocol number of a packet whose protocol has no name in the model."""
 
+NO_IP, NO_TRANSPORT = 0, -2
+"""Version and protocol number of a frame that carries no IP packet (ARP)."""
+
 
 class PacketView:
     """Fields of the packet and of its hook; `change` and the statements' own fields are what ways differ in.
@@ -48,10 +51,10 @@ class PacketView:
         packet = context.packet
         self.context = context
         self.packet = packet
-        self.version = packet.version
+        self.version = packet.version if context.arp is None else NO_IP
         self.src = ip_int(packet.src)
         self.dst = ip_int(packet.dst)
-        self.protocol = PROTOCOL_NUMBERS.get(packet.protocol, OTHER_PROTOCOL)
+        self.protocol = PROTOCOL_NUMBERS.get(packet.protocol, OTHER_PROTOCOL) if self.version else NO_TRANSPORT
         self.sport = packet.sport
         self.dport = packet.dport
         self.mark = packet.mark

@@ -84,6 +84,25 @@ class Facts(Interface):
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""
 
 
+class Arp(Struct, frozen=True, gc=False, kw_only=True):
+    """What a frame of ARP says: `operation` 1 asks, 2 answers; the addresses of who says it and of whom it is about."""
+
+    operation: int
+    sender: Ip | None
+    target: Ip
+    sender_mac: str = ""
+    target_mac: str = ""
+
+
+class SentBy(StrEnum):
+    """Whose socket sent a packet (skb->sk): none of this host's where it only passes, or is a RST that REJECT made."""
+
+    NOBODY = "nobody"
+    KERNEL = "kernel"
+    """A socket without a file: ICMP errors, RSTs, answers to pings."""
+    PROCESS = "process"
+
+
 class HookContext(Struct, frozen=True, gc=False, kw_only=True):
     """Everything a table sees at a hook. Devices are "" where the hook has none; `phys_in`/`phys_out` are bridge ports.
 
@@ -99,12 +118,20 @@ class HookContext(Struct, frozen=True, gc=False, kw_only=True):
     phys_in: str = ""
     phys_out: str = ""
     connection: ConnectionView = ConnectionView()
-    has_socket: bool = True
-    """Whether a process's socket sent it (skb->sk with a file): not what the kernel answers, nor what only passes through."""
+    sent_by: SentBy = SentBy.PROCESS
     local_uid: int | None = None
+    """Of the process that sent it; None: not known."""
     local_gid: int | None = None
     mac: str = ""
     """Source MAC of the frame, for `-m mac`; "" where it has none."""
+    dst_mac: str = ""
+    """Destination MAC of the frame where the hook is below the IP layer."""
+    pkttype: int | None = None
+    """The frame's type (PACKET_HOST …) where the hook is below the IP layer."""
+    nfproto: int = 0
+    """The family that `meta nfproto` sees there; 0: that of the packet."""
+    arp: Arp | None = None
+    """Set where the frame carries ARP: then `packet` only stands for it, and has no header that could be matched."""
 
 
 class TableResult(Struct, frozen=True, gc=False, kw_only=True):

@@ -7,7 +7,7 @@ collected: taken as none) and xt_ipvs.c.
 from collections.abc import Callable
 
 from tasks.skoop.model.addr import Ip, is_multicast
-from tasks.skoop.netstack.xtables.api import Hook
+from tasks.skoop.netstack.xtables.api import Hook, SentBy
 from tasks.skoop.netstack.xtables.header_matches import device_test, each
 from tasks.skoop.netstack.xtables.spelling import Option, Options, names, only, span
 from tasks.skoop.netstack.xtables.truth import Chance, Condition, NotUnderstood, Truth, unknown
@@ -84,14 +84,14 @@ def physdev(options: Options, _: int) -> Condition:
 
 
 def owner(options: Options, _: int) -> Condition:
-    """`-m owner`: who sent a packet of this host. What no process sent fits only negated (owner_mt, xt_owner.c)."""
+    """`-m owner`: which process of this host sent it; open where its user is not known."""
 
     def build(option: Option) -> Condition:
         name, negate, _values = option
         if name == "suppl-groups":
             raise NotUnderstood("--suppl-groups: the groups of the sender")
         if name == "socket-exists":
-            return lambda view: _local_id(view, view.context.local_uid, "a socket sent it", lambda _: True, negate)
+            return lambda view: (_sent_by(view) != SentBy.NOBODY) != negate
         if name not in ("uid-owner", "gid-owner"):
             raise NotUnderstood(f"--{name}")
         low, high = span(only(option), 0xFFFFFFFF, "-")
@@ -106,8 +106,13 @@ def owner(options: Options, _: int) -> Condition:
     return each(options, build)
 
 
+def _sent_by(view: PacketView) -> SentBy:
+    return view.context.sent_by if view.context.hook in (Hook.OUTPUT, Hook.POSTROUTING) else SentBy.NOBODY
+
+
 def _local_id(view: PacketView, number: int | None, key: str, within: Callable[[int], bool], negate: bool) -> Truth:
-    if view.context.hook not in (Hook.OUTPUT, Hook.POSTROUTING) or not view.context.has_socket:
+    """owner_mt: what no process has sent has no owner, so that only a negated option holds."""
+    if _sent_by(view) != SentBy.PROCESS:
         return negate
     if number is None:
         return Chance(missing=("which user sent the packet",), key=f"owner {key}", inverted=negate)

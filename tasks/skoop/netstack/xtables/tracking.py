@@ -15,7 +15,9 @@ MATCHES = frozenset(("conntrack", "state", "connmark", "connbytes", "connlabel",
 TARGETS = frozenset((*NAT_TARGETS, "CONNMARK", "CONNSECMARK", "SYNPROXY", "CLUSTERIP"))
 
 NFT_FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
-NFT_NEEDS = re.compile(r'"(?:ct|ct (?:helper|timeout|expectation|count)|snat|dnat|masquerade|redirect|synproxy)"\s*:')
+NFT_NEEDS = re.compile(
+    r'"(?:ct|ct (?:helper|timeout|expectation|count)|snat|dnat|masquerade|redirect|synproxy|flow)"\s*:'
+)
 """A key of an nft object in JSON that needs conntrack; inside a value the quotes would be escaped."""
 
 
