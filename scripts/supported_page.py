@@ -111,7 +111,11 @@ def _targets() -> Iterator[tuple[str, str, str]]:
         for name, word in targets.PASSIVE.items()
     }  # fmt: skip
     found["SET"] = ("approximate", "the next rule is tried; the ipset is not changed")
-    found["TPROXY"] = ("approximate", "to the socket that listens there, taken to be transparent; without one the packet is dropped")
+    found |= dict.fromkeys(targets.PREFIX_TARGETS, ("exact", "translates IPv6 prefixes without a connection"))
+    found["TPROXY"] = (
+        "approximate",
+        "to the socket that listens there, taken to be transparent; without one the packet is dropped",
+    )
     for name, (level, remark) in sorted(found.items()):
         yield f"`{name}`" if name else "(none)", level, remark
     yield "a chain", "exact", "`-j` comes back to the next rule, `-g` does not"
@@ -124,11 +128,20 @@ def _expressions() -> Iterator[tuple[str, str, str]]:
     yield "`ct`", "exact", _words(packet_facts.CT)
     yield "headers", "exact", f"{headers['ip']}: {_words(header_fields.NETWORK)}; {headers['th']}: their fields"
     yield "sets, maps, vmaps, intervals, concatenations", "exact", ""
-    yield "`fib`, `rt`, `socket`", "exact", "from routes, addresses and sockets of the namespace"
+    yield "`fib`, `socket`", "exact", "from routes, addresses and sockets of the namespace"
+    yield "`rt`", "unknown", "but for `rt ipsec`: no IPsec is taken to apply"
     yield "`numgen`, `jhash`, `symhash`", "approximate", "every outcome is followed"
     yield "`limit`, `quota`, `ct count`", "approximate", "taken not to be used up"
     yield "verdicts", "exact", _words(statements.VERDICTS)
     yield "`dnat`, `snat`, `masquerade`, `redirect`, `reject`, `notrack`, `mangle`", "exact", ""
+    yield (
+        "`tproxy`",
+        "approximate",
+        "to the socket that listens there, taken to be transparent; without one the rule does not match",
+    )
+    yield "`flow`", "approximate", "never takes a handshake's segments; followed both ways later"
+    yield "hooks of netdev, bridge and arp", "exact", "ingress, egress, the bridge's five, ARP's two"
+    yield "`ct` and `reject` on a bridge, `fwd`, `synproxy`, `queue`", "unknown", ""
     yield "other statements", "approximate", f"{_words(statements.PASSIVE)}: the next one follows"
 
 

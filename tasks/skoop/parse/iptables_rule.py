@@ -332,7 +332,7 @@ class _SpecReader:
                 earlier = []
                 self.matches.append((own, earlier))
             earlier.append(option)
-        elif self.matches and self.matches[-1][0] not in _CONDITIONS:
+        elif self.matches and not _is_condition(*self.matches[-1]):
             self.matches[-1][1].append(option)
         else:
             raise SpecError(offset, f"--{name} belongs to no match or target")
@@ -368,6 +368,11 @@ class _SpecReader:
 
 _CONDITIONS = frozenset(BASIC.values())
 _ADDRESSES = {"-s": "src", "-d": "dst"}
+
+
+def _is_condition(name: str, options: list[Option]) -> bool:
+    """Say whether a match is one of those without `-m`; ip6tables has matches of its own named dst and frag."""
+    return name in _CONDITIONS and bool(options) and options[0][0] == name
 
 
 def _is_option(token: str) -> bool:

@@ -174,3 +174,13 @@ def test_the_memory_of_the_fast_reader_does_not_leak_between_rules() -> None:
     ]
     for spec in [*specs, *reversed(specs)]:
         assert reader.rule(spec) == Rule(spec, *read_spec(spec))
+
+
+def test_matches_of_ip6tables_named_like_conditions_keep_their_options() -> None:
+    spec = "-d fd00::1/128 -m dst --dst-len 8 -m frag ! --fragid 1 -j DROP"
+    matches, _ = read_spec(spec)
+    assert matches[1:] == (
+        Match("dst", (("dst-len", False, ("8",)),)),
+        Match("frag", (("fragid", True, ("1",)),)),
+    )
+    assert RuleReader().rule(spec).matches == matches

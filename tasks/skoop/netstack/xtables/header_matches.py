@@ -106,6 +106,42 @@ def no_extension_header(_: Options, __: int) -> Condition:
     return _never
 
 
+_HEADERS = {
+    **dict.fromkeys(("hop-by-hop", "hop"), 1 << 7),
+    **dict.fromkeys(("ipv6-opts", "dst"), 1 << 6),
+    **dict.fromkeys(("ipv6-route", "route"), 1 << 5),
+    **dict.fromkeys(("ipv6-frag", "frag"), 1 << 4),
+    **dict.fromkeys(("auth", "ah"), 1 << 3),
+    "esp": 1 << 2,
+    **dict.fromkeys(("ipv6-nonxt", "none"), 1 << 1),
+    **dict.fromkeys(("protocol", "proto", "prot"), 1),
+}
+_UPPER, _ESP, _AH, _NONE = 1, 50, 51, 59
+_ONLY = {_ESP: 1 << 2, _AH: 1 << 3, _NONE: 1 << 1}
+
+
+def ipv6header(options: Options, _: int) -> Condition:
+    """`-m ipv6header`: which headers follow IPv6's own (ipv6header_mt6); the packet has only the last, of its protocol."""
+    soft = any(option[0] == "soft" for option in options)
+    told = [option for option in options if option[0] == "header"]
+    if len(told) != 1 or len(told) + soft != len(options):
+        raise NotUnderstood(" ".join(f"--{option[0]}" for option in options))
+    name, negate, _values = told[0]
+    wanted = 0
+    for word in only(told[0]).split(","):
+        if word not in _HEADERS:
+            raise NotUnderstood(f"--{name} {word}")
+        wanted |= _HEADERS[word]
+
+    def holds(view: PacketView) -> Truth:
+        there = _ONLY.get(view.protocol, _UPPER)
+        if soft:
+            return (there & wanted) == (0 if negate else wanted)
+        return (there == wanted) != negate
+
+    return holds
+
+
 def _port_condition(of: int, option: Option) -> Condition:
     name, negate, _ = option
     low, high = ports(only(option))

@@ -50,6 +50,7 @@ MATCHES: Mapping[str, Builder] = {
     "hbh": header.no_extension_header,
     "rt": header.no_extension_header,
     "mh": header.no_extension_header,
+    "ipv6header": header.ipv6header,
     "srh": header.no_extension_header,
     "mark": connection.mark,
     "connmark": connection.connmark,

@@ -7,11 +7,13 @@ that is not known, or has an option that is not, ends the way with UNKNOWN: what
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from tasks.skoop.model.addr import ip_int
 from tasks.skoop.model.packet import CtState
 from tasks.skoop.model.xtables import Target
 from tasks.skoop.netstack.xtables.api import TableResult, Verdict
 from tasks.skoop.netstack.xtables.field_matches import dscp_value, tos_value
 from tasks.skoop.netstack.xtables.nat_targets import NAT_TARGETS, described
+from tasks.skoop.netstack.xtables.prefix_translation import mapping
 from tasks.skoop.netstack.xtables.spelling import ALL_MARK, Options, address, number, only, value_mask
 from tasks.skoop.netstack.xtables.truth import NotUnderstood
 from tasks.skoop.netstack.xtables.way import CompiledRule, Effect, RuleChain, Way
@@ -72,6 +74,8 @@ def _of_options(target: Target, family: int) -> Effect:
             return Effect(_passive(PASSIVE[name]), passive=True)
         if name in NAT_TARGETS:
             return Effect(_translate(name, target.options, family))
+        if name in PREFIX_TARGETS and family == 6:
+            return Effect(_npt(name, target.options))
         return Effect(TARGETS.get(name, _not_simulated)(target.options, family))
     except NotUnderstood as reason:
         return Effect(_unknown(f"-j {name}: {reason}"))
@@ -356,6 +360,26 @@ def _tproxy(options: Options, family: int) -> Act:
     return act
 
 
+def _npt(name: str, options: Options) -> Act:
+    """ip6t_SNPT, ip6t_DNPT: the rules behind see the new address; the answer is not translated back by itself."""
+    translation = mapping(options)
+    field = "src" if name == "SNPT" else "dst"
+
+    def act(way: Way, rule: CompiledRule) -> TableResult | None:
+        after = translation.of(getattr(way.view.packet, field))
+        if after is None or rule.chain != way.base.name:
+            where = f"{rule.place(way.hook)}: {name}"
+            why = "no part of the address can be adjusted" if after is None else "in a chain that another leads to"
+            return way.finish(Verdict.UNKNOWN, missing=(f"{where} {why}",))
+        way.view.change(**{field: after})
+        setattr(way.view, field, ip_int(after))
+        way.note(rule, "match", f"{name.lower()} to {after}")
+        way.rules, way.at = [one for one in way.base.candidates(way.view) if one.number > rule.number], 0
+        return None
+
+    return act
+
+
 TARGETS: Mapping[str, Callable[[Options, int], Act]] = {
     "ACCEPT": _accept,
     "DROP": _drop,
@@ -373,3 +397,6 @@ TARGETS: Mapping[str, Callable[[Options, int], Act]] = {
     "TPROXY": _tproxy,
 }
 """Targets with an effect of their own, beside those of PASSIVE and NAT_TARGETS; all others are unknown."""
+
+PREFIX_TARGETS = ("SNPT", "DNPT")
+"""Targets of ip6tables that translate prefixes without connections."""
