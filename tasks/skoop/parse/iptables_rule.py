@@ -48,6 +48,9 @@ BASIC = {
 }
 """Conditions that need no `-m`, by how they are written."""
 
+NO_MODULE = frozenset(("src", "in", "out", "proto"))
+"""Our names of conditions that no extension shares."""
+
 MODULE = frozenset(("-m", "--match"))
 JUMP = frozenset(("-j", "--jump"))
 GOTO = frozenset(("-g", "--goto"))
@@ -258,6 +261,8 @@ class _SpecReader:
         self.target = Target()
         self.target_options: list[Option] = []
         self.in_target = False
+        self.by_module = False
+        """Whether the last match is an extension's: `-m frag` and `-m dst` share their names with `-f` and `-d`."""
         self.proto = ""
 
     def read(self) -> tuple[tuple[Match, ...], Target]:
@@ -280,8 +285,11 @@ class _SpecReader:
         elif negated and not token.startswith("--"):
             raise SpecError(offset, f"{token!r} cannot be negated")
         elif token in MODULE:
-            self.matches.append((self._word(offset, "the name of a match"), []))
-            self.in_target = False
+            name = self._word(offset, "the name of a match")
+            if name in NO_MODULE:
+                raise SpecError(offset, f"{name!r} is no match")
+            self.matches.append((name, []))
+            self.in_target, self.by_module = False, True
         elif token in JUMP or token in GOTO:
             if self.target.name:
                 raise SpecError(offset, "a second target")
@@ -295,6 +303,7 @@ class _SpecReader:
             raise SpecError(offset, f"{token!r} is neither an option nor the value of one")
 
     def _basic_condition(self, name: str, negated: bool, offset: int) -> None:
+        self.by_module = False
         if name == "frag":
             self.matches.append((name, [(name, negated, ())]))
             return
@@ -329,8 +338,9 @@ class _SpecReader:
             if earlier is None:
                 earlier = []
                 self.matches.append((own, earlier))
+                self.by_module = True
             earlier.append(option)
-        elif self.matches and self.matches[-1][0] not in _CONDITIONS:
+        elif self.matches and self.by_module:
             self.matches[-1][1].append(option)
         else:
             raise SpecError(offset, f"--{name} belongs to no match or target")
@@ -364,7 +374,6 @@ class _SpecReader:
         return negated, tuple(values)
 
 
-_CONDITIONS = frozenset(BASIC.values())
 _ADDRESSES = {"-s": "src", "-d": "dst"}
 
 
