@@ -16,7 +16,7 @@ How the parts are normalised:
 """
 
 import re
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from tasks.skoop.model.addr import AddressError, parse_net
 from tasks.skoop.model.xtables import Match, Rule, Target
@@ -239,11 +239,12 @@ def _address(text: str) -> str:
         return text
     address, slash, mask = text.partition("/")
     try:
-        if slash and "." in mask:
-            bits = int(IPv4Address(mask))
-            inverse = bits ^ 0xFFFFFFFF
+        if slash and not mask.isdecimal():
+            kind, width = (IPv6Address, 128) if ":" in mask else (IPv4Address, 32)
+            bits = int(kind(mask))
+            inverse = bits ^ ((1 << width) - 1)
             if inverse & (inverse + 1):
-                return f"{IPv4Address(address)}/{mask}"
+                return f"{kind(address)}/{kind(mask)}"
             return parse_net(f"{address}/{bits.bit_count()}")
         return parse_net(text)
     except (AddressError, AddressValueError):

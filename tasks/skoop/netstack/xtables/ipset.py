@@ -23,6 +23,7 @@ Key = tuple[tuple[int, ...], Rest]
 
 ANY_FAMILY = frozenset(("list:set", "bitmap:port", "hash:mac"))
 IP_KINDS = frozenset(("ip", "net"))
+KINDS = IP_KINDS | {"port", "mark", "mac", "iface", "set"}
 PORTED = frozenset((6, 17, 132, 136))
 
 
@@ -47,6 +48,14 @@ class CompiledSet:
         """Elements whose device's name is only its beginning: lengths, key, nomatch."""
         self.mask = (1 << self.bits) - 1
         self._read = False
+
+    def objections(self) -> tuple[str, ...]:
+        """Return what of the set cannot be read: its type, or elements as they are listed."""
+        if not set(self.kinds) <= KINDS:
+            return (self.source.type,)
+        if not self._read:
+            self._load()
+        return self.unread
 
     def _load(self) -> None:
         self._read = True

@@ -118,6 +118,15 @@ class Scope:
 
     def condition(self, match: Match, lists: int = 1) -> Condition:
         """Return the condition of one match; one that cannot be evaluated answers unknown, with the reason."""
+        found = self._condition_or_why(match, lists)
+        return chance.not_simulated(match.name, match.options, found) if isinstance(found, str) else found
+
+    def objection(self, match: Match) -> str:
+        """Return why a match cannot be evaluated, "" if it can."""
+        found = self._condition_or_why(match, 1)
+        return found if isinstance(found, str) else ""
+
+    def _condition_or_why(self, match: Match, lists: int) -> Condition | str:
         try:
             if match.name == "set":
                 return self._in_set(match.options)
@@ -133,9 +142,9 @@ class Scope:
                 return header.no_extension_header(match.options, self.family)
             return MATCHES.get(match.name, _not_simulated)(match.options, self.family)
         except NotUnderstood as reason:
-            return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
+            return f"-m {match.name}: {reason}"
         except (ValueError, IndexError):
-            return chance.not_simulated(match.name, match.options, f"-m {match.name}: its options are incomplete")
+            return f"-m {match.name}: its options are incomplete"
 
     def _in_set(self, options: Options) -> Condition:
         given = {option[0]: option for option in options}
