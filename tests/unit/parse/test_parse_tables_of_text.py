@@ -271,6 +271,40 @@ def test_what_ipset_list_prints() -> None:
     )
 
 
+IPVS_LIST = """IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+TCP  10.0.0.1:443 rr persistent 10800 mask 255.255.0.0
+  -> 192.168.0.1:6443             Masq    1      1          0
+UDP  [fd00::a]:53 wlc ops
+  -> [fd00::1]:53                 Route   0      1          0
+FWM  7 IPv6 sh
+"""
+
+
+def test_what_ipvsadm_lists() -> None:
+    assert parse_ipvsadm(IPVS_LIST) == (
+        IpvsService(
+            ip=Ip("10.0.0.1"),
+            port=443,
+            persistent_s=10800,
+            netmask="255.255.0.0",
+            destinations=(IpvsDestination(Ip("192.168.0.1"), 6443),),
+        ),
+        IpvsService(
+            protocol=Protocol.UDP,
+            ip=Ip("fd00::a"),
+            port=53,
+            scheduler="wlc",
+            flags=("ops",),
+            destinations=(IpvsDestination(Ip("fd00::1"), 53, "route", 0),),
+        ),
+        IpvsService(fwmark=7, family=6, scheduler="sh"),
+    )
+    with pytest.raises(ParseError, match=r"^dump:5:1: "):
+        parse_ipvsadm(IPVS_LIST.replace("192.168.0.1:6443", "192.168.0.1"), "dump")
+
+
 @pytest.mark.parametrize("lines", [4, 8, 9, 15])
 def test_half_an_ipset_list_is_refused(lines: int) -> None:
     with pytest.raises(ParseError, match="cut short"):
