@@ -134,7 +134,7 @@ def _persistence(words: list[str]) -> int:
 
 def _server(words: list[str]) -> IpvsDestination:
     ip, port = _end(words[words.index("-r") + 1])
-    method = next(METHODS[word] for word in words if word in METHODS)
+    method = METHODS[next((word for word in words if word in METHODS), "")]
     return IpvsDestination(ip, port, method, int(_after(words, "-w", "1")), _after(words, "--tun-type", "ipip"))
 
 

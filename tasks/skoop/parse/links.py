@@ -327,7 +327,7 @@ def _bridge(data: _Data) -> Bridge:
 def _port(row: _Port) -> BridgePort:
     state = row.state
     if isinstance(state, int):
-        state = PORT_STATES[state] if state < len(PORT_STATES) else str(state)
+        state = PORT_STATES[state] if 0 <= state < len(PORT_STATES) else str(state)
     return BridgePort(
         state=state,
         hairpin=row.hairpin,
