@@ -1,17 +1,22 @@
 """What is listed as not understood before any packet comes: every doubtful part by its name, and nothing else."""
 
+import io
 import json
+import tarfile
+from pathlib import Path, PurePath
 
 import pytest
+import zstandard
 
 from tasks.skoop.model.ids import node_netns
-from tasks.skoop.model.state import IpSet, IpSetEntry, NetNS
+from tasks.skoop.model.state import IpSet, IpSetEntry, NetNS, NftTable
 from tasks.skoop.model.xtables import Backend
 from tasks.skoop.netstack.understood import not_understood
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.nft import parse_nft
 
 NODE = node_netns("n1")
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def _iptables(rule: str) -> NetNS:
@@ -84,3 +89,37 @@ def test_not_understood_in_nftables(statement: object, doubts: int) -> None:
     ]
     found = list(not_understood(NetNS(id=NODE, nft=parse_nft(json.dumps({"nftables": listing})))))
     assert [doubt.where for doubt in found] == ["nft ip t/c#2"] * doubts
+
+
+ARCHIVES = sorted((DATA / "broken").glob("*.tar.zst")) + sorted((DATA / "base").glob("*.tar.zst"))
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.zst"))
+def test_every_rule_of_the_recorded_clusters_is_understood(path: Path) -> None:
+    rules = 0
+    with tarfile.open(
+        fileobj=io.BytesIO(zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read())
+    ) as files:
+        for item in files:
+            name, content = PurePath(item.name).name, files.extractfile(item) if item.isfile() else None
+            if content is None or not name.startswith(("iptables-save", "ip6tables-save", "nft-ruleset.json")):
+                continue
+            text = content.read().decode()
+            if name.endswith(".json"):
+                state = NetNS(id=NODE, nft=_native(text) if text.strip() else ())
+            elif name.endswith(".txt"):
+                family = 6 if name.startswith("ip6") else 4
+                tables = parse_iptables_save(text, backend=Backend.LEGACY, family=family, source=item.name)
+                state = NetNS(id=NODE, tables=tables)
+            else:
+                continue
+            rules += sum(len(chain.rules) for table in state.tables for chain in table.chains)
+            rules += sum(each.startswith('{"rule"') for table in state.nft for each in table.objects)
+            assert not list(not_understood(state)), item.name
+    assert rules > 100
+
+
+def _native(text: str) -> tuple[NftTable, ...]:
+    """Return the tables of a listing but for those that iptables-nft owns, which are read with iptables-save."""
+    names = {(family, name) for family in ("ip", "ip6") for name in ("raw", "mangle", "nat", "filter", "security")}
+    return tuple(table for table in parse_nft(text) if (table.family, table.name) not in names)

@@ -20,7 +20,9 @@ GETTERS: dict[str, Getter] = {
 
 @pytest.mark.parametrize("what", GETTERS)
 def test_what_cannot_be_told_is_not_called_exact(what: str) -> None:
-    icmp: dict[str, Field] = {"protocol": Protocol.ICMP, "icmp_type": 8, "icmp_code": 0} if what.startswith("icmp") else {}
+    icmp: dict[str, Field] = (
+        {"protocol": Protocol.ICMP, "icmp_type": 8, "icmp_code": 0} if what.startswith("icmp") else {}
+    )
     view = PacketView(context(Hook.POSTROUTING, at={"in_dev": "", "connection": ConnectionView()}, **icmp))
     found = GETTERS[what](view)
     told = not isinstance(found, (Unsure, Draw)) and found != HIDDEN
