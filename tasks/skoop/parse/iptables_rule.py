@@ -281,7 +281,7 @@ class _SpecReader:
                 raise SpecError(offset, "nothing follows the '!'")
             token, offset = self.tokens[self.at]
             self.at += 1
-        if token in BASIC:
+        if token in BASIC and not (token == "--proto" and self.by_module and self.matches[-1][0] == "policy"):
             self._basic_condition(BASIC[token], negated, offset)
         elif negated and not token.startswith("--"):
             raise SpecError(offset, f"{token!r} cannot be negated")
