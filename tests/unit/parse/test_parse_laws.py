@@ -54,6 +54,7 @@ from tasks.skoop.parse.sockets import parse_sockets
 from tasks.skoop.parse.sysctl import PER_DEVICE, SINGLE, parse_sysctl
 from tasks.skoop.parse.wireguard import parse_wireguard
 from tests.unit.parse import rendering
+from tests.unit.parse.conftest import member
 
 T = TypeVar("T")
 ALPHABET = string.ascii_letters + string.digits
@@ -471,6 +472,29 @@ def test_what_is_printed_reads_back(what: str) -> None:
         assert parse(text) == state, text
 
     law()
+
+
+RECORDED = {
+    "routes": "ip-route-all.json",
+    "rules": "ip-rule.json",
+    "exceptions": "ip-route-cache.json",
+    "neighbours": "ip-neigh.json",
+    "fdb": "bridge-fdb.json",
+    "links": "ip-addr.json",
+    "bridge ports": "bridge-link-d.json",
+    "conntrack": "conntrack-L.txt",
+    "sockets": "ss-tlnupH.txt",
+    "sysctl": "sysctl-net.txt",
+    "nft": "nft-ruleset.json",
+}
+
+
+@pytest.mark.parametrize("what", RECORDED)
+@pytest.mark.parametrize("archive", ["il-healthy", "nf-healthy"])
+def test_what_a_node_had_is_printed_so_that_it_reads_back(what: str, archive: str) -> None:
+    _, render, parse = LAWS[what]
+    state = parse(member(archive, f"nodes/n1/{RECORDED[what]}"))
+    assert parse(render(state)) == state
 
 
 def test_addresses_read_back() -> None:
