@@ -168,7 +168,7 @@ def parse_vlans(text: str, source: str = "bridge-vlan.json") -> dict[str, tuple[
         row.ifname: tuple(
             PortVlan(vid=vid, pvid="PVID" in one.flags, untagged="Egress Untagged" in one.flags)
             for one in row.vlans
-            for vid in range(one.vlan, min(one.vlanEnd or one.vlan, MAX_VLAN) + 1)
+            for vid in range(max(one.vlan, 0), min(one.vlanEnd or one.vlan, MAX_VLAN) + 1)
         )
         for row in read_rows(text, _VlanPort, source)
         if row.ifname

@@ -6,7 +6,8 @@ The seeds are recordings. `make fuzz-parsers` runs it for longer (FUZZ_PARSERS i
 import json
 import os
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -181,6 +182,16 @@ def _put(value: Any, path: tuple[Any, ...], new: Any) -> Any:  # noqa: ANN401
     if isinstance(value, dict):
         return {key: _put(each, path[1:], new) if key == path[0] else each for key, each in value.items()}
     return [_put(each, path[1:], new) if number == path[0] else each for number, each in enumerate(value)]
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """Let the test have a gigabyte more than it has: a text that makes a reader take more fails instead of stopping the host."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.timeout(max(300, EXAMPLES))
