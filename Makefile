@@ -81,6 +81,10 @@ fuzz-planted: system $(BIN)/.dev-stamp ## plant errors in the simulator; the cam
 fuzz-kernel: system $(BIN)/.dev-stamp ## N random scenarios against the kernel (SEED=… ONLY=…); status 1 on a mismatch
 	@$(BIN)/python -m tests.kernel.fuzz -n $(N) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: fuzz-parsers
+fuzz-parsers: $(BIN)/.dev-stamp ## N damaged texts for each reader of tools' output: a value or our error, nothing else
+	@FUZZ_PARSERS=$(N) $(BIN)/python -m pytest tests/unit/parse/test_parse_fuzz.py -n $(PYTEST_JOBS) -q --hypothesis-seed=$(or $(SEED),random)
+
 .PHONY: fuzz-uml-ipvs
 fuzz-uml-ipvs: $(BIN)/.dev-stamp ## probe IPVS in user-mode Linux and compare (N=10 random cases, SEED=1; NAMED=1: the named ones, too)
 	@$(BIN)/python -m tests.uml.ipvs.record --seed $(or $(SEED),1) --count $(or $(N),10) $(if $(NAMED),--named)

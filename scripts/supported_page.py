@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tasks.skoop.netstack import fib, stack
 from tasks.skoop.netstack.nftables import header_fields, packet_facts, statements
+from tasks.skoop.netstack.skb import At
 from tasks.skoop.netstack.xtables import chance_matches, header_matches, targets
 from tasks.skoop.netstack.xtables.matches import MATCHES, REMARKS
 from tasks.skoop.netstack.xtables.nat_targets import NAT_TARGETS
@@ -23,7 +24,7 @@ READERS: Mapping[str, str] = {
 """Method of a Namespace that reads a device's setting → which value counts."""
 STAND_INS = ("bond", "team")
 """Devices of which one slave is followed: which one a hash or a daemon chooses is not known."""
-NOT_ALL_KNOWN = ("owner", "cgroup", "policy", "socket", "helper")
+NOT_ALL_KNOWN = ("owner", "cgroup", "policy", "socket", "helper", "pkttype")
 """Matches that are certain for some packets only: for others what they ask is not in a dump."""
 SPECIAL = {
     "set": ("exact", "`-m set`: elements, `nomatch`, lists of sets; their counters are unknown"),
@@ -81,7 +82,7 @@ def _devices() -> Iterator[tuple[str, str, str]]:
     yield "any other", "unknown", "tun, macvtap, ipvtap: what their program does is not known; ifb, xfrm …"
 
 
-def _stage(at: stack.At) -> str:
+def _stage(at: At) -> str:
     function = stack.STAGES[at]
     return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
 
@@ -100,6 +101,8 @@ def _matches() -> Iterator[tuple[str, str, str]]:
 def _how_well(name: str, builder: Callable[..., object]) -> str:
     if builder is header_matches.unsimulated_protocol:
         return "unknown"
+    if builder is header_matches.no_extension_header:
+        return "approximate"
     return "approximate" if builder.__module__ == chance_matches.__name__ or name in NOT_ALL_KNOWN else "exact"
 
 
@@ -123,26 +126,82 @@ def _targets() -> Iterator[tuple[str, str, str]]:
 
 def _expressions() -> Iterator[tuple[str, str, str]]:
     """Native nftables: what its expressions may read, and the statements that are more than expressions."""
-    headers = {"ip": "ip, ip6", "th": ", ".join(sorted(header_fields.TRANSPORTS))}
-    yield "`meta`", "exact", _words(packet_facts.META)
-    yield "`ct`", "exact", _words(packet_facts.CT)
-    yield "headers", "exact", f"{headers['ip']}: {_words(header_fields.NETWORK)}; {headers['th']}: their fields"
+    devices = {f"{side}{name}": "exact" for side in "io" for name in ("if", "ifgroup", "ifkind", "iftype")}
+    yield from _by_level("`meta`", {name: _level(get) for name, (_, get) in packet_facts.META.items()} | devices)
+    ends = dict.fromkeys(("state", *packet_facts.ENDS), "exact")
+    yield from _by_level("`ct`", {name: _level(get) for name, (_, get) in packet_facts.CT.items()} | ends)
+    for header, found in (("ip", header_fields.IPV4), ("ip6", header_fields.IPV6)):
+        yield from _by_level(f"`{header}`", {name: _level(get) for name, (_, get) in found.items()})
+    for header, (_, found) in sorted(header_fields.TRANSPORTS.items()):
+        levels = {name: _level(get) for name, (_, get) in found.items()}
+        yield from _by_level(f"`{header}`", levels)
+        yield f"`{header}`", "unknown", "all other fields; packets of other protocols do not have them"
+    yield (
+        "`exthdr`, `ip option`, `sctp chunk`",
+        "approximate",
+        "taken as not there, as the packets that are asked about carry none",
+    )
+    yield "`tcp option`", "unknown", "to match it; setting one (MSS) changes nothing that is looked at"
     yield "sets, maps, vmaps, intervals, concatenations", "exact", ""
-    yield "`fib`, `socket`", "exact", "from routes, addresses and sockets of the namespace"
-    yield "`rt`", "unknown", "but for `rt ipsec`: no IPsec is taken to apply"
+    yield "`fib`", "exact", "from routes and addresses of the namespace"
+    yield "`rt`", "approximate", "`ipsec`: taken as none; `classid`, `nexthop`, `mtu` are unknown"
+    yield (
+        "`socket`",
+        "exact",
+        "`transparent`, `wildcard`, from the sockets of the namespace; `mark` and `cgroupv2` are unknown",
+    )
     yield "`numgen`, `jhash`, `symhash`", "approximate", "every outcome is followed"
-    yield "`limit`, `quota`, `ct count`", "approximate", "taken not to be used up"
+    yield "`limit`, `quota`, `ct count`, `meter`", "approximate", "taken not to be used up"
     yield "verdicts", "exact", _words(statements.VERDICTS)
-    yield "`dnat`, `snat`, `masquerade`, `redirect`, `reject`, `notrack`, `mangle`", "exact", ""
+    yield "`dnat`, `snat`, `masquerade`, `redirect`, `reject`, `notrack`", "exact", ""
+    yield (
+        "`… set …`",
+        "exact",
+        "`meta mark`, `ct mark`, `ct zone`, addresses, ports, TTL, DSCP; what the model of a packet does not carry may be set without a difference",
+    )
+    yield (
+        "`add`, `update`, `delete` of elements",
+        "approximate",
+        "seen by the statements that follow for this packet, not by later packets",
+    )
     yield (
         "`tproxy`",
         "approximate",
         "to the socket that listens there, taken to be transparent; without one the rule does not match",
     )
-    yield "`flow`", "approximate", "never takes a handshake's segments; followed both ways later"
+    yield "`flow add`", "approximate", "never takes a handshake's segments; followed both ways later"
     yield "hooks of netdev, bridge and arp", "exact", "ingress, egress, the bridge's five, ARP's two"
     yield "`ct` and `reject` on a bridge, `fwd`, `synproxy`, `queue`", "unknown", ""
     yield "other statements", "approximate", f"{_words(statements.PASSIVE)}: the next one follows"
+    yield "`queue`, `synproxy`, `osf`, `tunnel`, `ipsec`, `xt`", "unknown", ""
+
+
+LEVELS: Mapping[str, str] = {
+    "_moment": "approximate",
+    "_unknown": "unknown",
+    "_hidden": "unknown",
+    "_sender": "approximate",
+    "_pkttype": "approximate",
+}
+"""Function that makes or is a getter → how well it knows what it gives; all others are exact."""
+ASSUMED = frozenset(("ipsec", "nftrace", "random", "secpath"))
+"""Pieces of metadata that are assumed (no IPsec, no trace), or of which every value is followed."""
+
+
+def _level(get: Callable[..., object]) -> str:
+    return LEVELS.get(get.__qualname__.partition(".")[0], "exact")
+
+
+def _by_level(what: str, levels: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each level: what of an expression is known so well."""
+    for level in ("exact", "approximate", "unknown"):
+        names = [
+            name
+            for name, found in levels.items()
+            if ("approximate" if what == "`meta`" and name in ASSUMED else found) == level
+        ]
+        if names:
+            yield what, level, _words(names)
 
 
 def _words(table: Iterable[str]) -> str:
@@ -168,7 +227,7 @@ def _read_in(tree: ast.AST) -> Iterator[tuple[str, str]]:
         first = node.args[0]
         if node.func.attr == "sysctl":
             yield from ((name, "") for name in _names(first, tree))
-        elif node.func.attr in READERS and isinstance(first, ast.Constant):
+        elif node.func.attr in READERS and isinstance(first, ast.Constant) and isinstance(first.value, str):
             six = any(keyword.arg == "family" for keyword in node.keywords)
             yield f"net/ipv{6 if six else 4}/conf/DEVICE/{first.value}", READERS[node.func.attr]
 

@@ -353,19 +353,25 @@ class ConntrackEntry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
 
 
 class IpSetEntry(Struct, frozen=True, gc=False, array_like=True):
-    """One element as `ipset save` prints it (`10.0.0.0/8`, `10.0.0.1,tcp:80`, …)."""
+    """One element as `ipset save` prints it (`10.0.0.0/8`, `10.0.0.1,tcp:80`, `10.0.0.0/8,eth wildcard`, …)."""
 
     text: str
     nomatch: bool = False
 
 
 class IpSet(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """One ipset: `type` is `hash:net`, `bitmap:port`, `list:set`, …; family 4 or 6 (0 where it has none)."""
+    """One ipset: `type` is `hash:net`, `bitmap:port`, `list:set`, …; family 4 or 6 (0 where it has none).
+
+    `netmask` (a prefix length, or a mask in the form of an address) and `markmask` (0: all bits) are laid on what a packet
+    has before it is looked up.
+    """
 
     name: str
     type: str
     family: int = 4
     entries: tuple[IpSetEntry, ...] = ()
+    netmask: str = ""
+    markmask: int = 0
 
 
 class NftTable(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

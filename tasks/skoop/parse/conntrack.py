@@ -21,7 +21,7 @@ def parse_conntrack(text: str, source: str = "conntrack-L.txt") -> tuple[Conntra
             continue
         try:
             found.append(_entry(line))
-        except (AddressError, ValueError, IndexError):
+        except (AddressError, ValueError, KeyError, IndexError):
             raise ParseError(source, number, 1, f"{line.strip()[:100]!r} is not a whole line of conntrack -L") from None
     return tuple(found)
 

@@ -37,15 +37,21 @@ def render_spec(matches: Iterable[Match], target: Target) -> str:
     """Return the text of a rule with these matches and this target."""
     words: list[str] = []
     for match in matches:
-        if match.name not in SHORT:
+        flag = SHORT.get(match.name) if _is_condition(match) else None
+        if flag is None:
             words += ["-m", match.name]
         for option in match.options:
-            words += _option(option, SHORT.get(match.name))
+            words += _option(option, flag)
     if target.name:
         words += ["-g" if target.goto else "-j", target.name]
         for option in target.options:
             words += _option(option, None)
     return " ".join(words)
+
+
+def _is_condition(match: Match) -> bool:
+    """Say whether a match needs no `-m`: `-d` and `-f` do not, the IPv6 extensions `dst` and `frag` do."""
+    return bool(match.options) and match.options[0][0] == match.name
 
 
 def _option(option: Option, flag: str | None) -> list[str]:

@@ -48,6 +48,9 @@ BASIC = {
 }
 """Conditions that need no `-m`, by how they are written."""
 
+NO_MODULE = frozenset(("src", "in", "out", "proto"))
+"""Our names of conditions that no extension shares."""
+
 MODULE = frozenset(("-m", "--match"))
 JUMP = frozenset(("-j", "--jump"))
 GOTO = frozenset(("-g", "--goto"))
@@ -236,11 +239,12 @@ def _address(text: str) -> str:
         return text
     address, slash, mask = text.partition("/")
     try:
-        if slash and "." in mask:
-            bits = int(IPv4Address(mask))
-            inverse = bits ^ 0xFFFFFFFF
+        if slash and not mask.isdecimal():
+            kind, width = (IPv6Address, 128) if ":" in mask else (IPv4Address, 32)
+            bits = int(kind(mask))
+            inverse = bits ^ ((1 << width) - 1)
             if inverse & (inverse + 1):
-                return f"{IPv4Address(address)}/{mask}"
+                return f"{kind(address)}/{kind(mask)}"
             return parse_net(f"{address}/{bits.bit_count()}")
         if slash and ":" in mask:  # ip6tables writes a length wherever the mask is one
             return f"{IPv6Address(address)}/{IPv6Address(mask)}"
@@ -260,6 +264,8 @@ class _SpecReader:
         self.target = Target()
         self.target_options: list[Option] = []
         self.in_target = False
+        self.by_module = False
+        """Whether the last match is an extension's: `-m frag` and `-m dst` share their names with `-f` and `-d`."""
         self.proto = ""
 
     def read(self) -> tuple[tuple[Match, ...], Target]:
@@ -277,13 +283,16 @@ class _SpecReader:
                 raise SpecError(offset, "nothing follows the '!'")
             token, offset = self.tokens[self.at]
             self.at += 1
-        if token in BASIC:
+        if token in BASIC and not (token == "--proto" and self.by_module and self.matches[-1][0] == "policy"):
             self._basic_condition(BASIC[token], negated, offset)
         elif negated and not token.startswith("--"):
             raise SpecError(offset, f"{token!r} cannot be negated")
         elif token in MODULE:
-            self.matches.append((self._word(offset, "the name of a match"), []))
-            self.in_target = False
+            name = self._word(offset, "the name of a match")
+            if name in NO_MODULE:
+                raise SpecError(offset, f"{name!r} is no match")
+            self.matches.append((name, []))
+            self.in_target, self.by_module = False, True
         elif token in JUMP or token in GOTO:
             if self.target.name:
                 raise SpecError(offset, "a second target")
@@ -297,6 +306,7 @@ class _SpecReader:
             raise SpecError(offset, f"{token!r} is neither an option nor the value of one")
 
     def _basic_condition(self, name: str, negated: bool, offset: int) -> None:
+        self.by_module = False
         if name == "frag":
             self.matches.append((name, [(name, negated, ())]))
             return
@@ -331,8 +341,9 @@ class _SpecReader:
             if earlier is None:
                 earlier = []
                 self.matches.append((own, earlier))
+                self.by_module = True
             earlier.append(option)
-        elif self.matches and not _is_condition(*self.matches[-1]):
+        elif self.matches and self.by_module:
             self.matches[-1][1].append(option)
         else:
             raise SpecError(offset, f"--{name} belongs to no match or target")
@@ -366,13 +377,7 @@ class _SpecReader:
         return negated, tuple(values)
 
 
-_CONDITIONS = frozenset(BASIC.values())
 _ADDRESSES = {"-s": "src", "-d": "dst"}
-
-
-def _is_condition(name: str, options: list[Option]) -> bool:
-    """Say whether a match is one of those without `-m`; ip6tables has matches of its own named dst and frag."""
-    return name in _CONDITIONS and bool(options) and options[0][0] == name
 
 
 def _is_option(token: str) -> bool:

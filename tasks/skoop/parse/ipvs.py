@@ -1,4 +1,4 @@
-"""What IPVS balances: the text of `ipvsadm -Sn`, of /proc/net/ip_vs and of /proc/net/ip_vs_conn.
+"""What IPVS balances: the text of `ipvsadm -Sn` or `-Ln`, of /proc/net/ip_vs and of /proc/net/ip_vs_conn.
 
 Follows ipvsadm 1.31 and ip_vs_info_seq_show, ip_vs_conn_seq_show (net/netfilter/ipvs, v6.1). ipvsadm knows the schedulers'
 flags and the seconds of a persistence, but sorts the real servers; /proc has them in the kernel's order, by which the hashing
@@ -36,7 +36,9 @@ Key = tuple[Protocol, Ip | None, int, int, int]
 
 
 def parse_ipvsadm(text: str, source: str = "ipvsadm-Sn.txt") -> tuple[IpvsService, ...]:
-    """Return the virtual services with their real servers, in order. Raises ParseError."""
+    """Return the virtual services with their real servers, in order; `ipvsadm -Ln` if the text begins so. Raises ParseError."""
+    if text.startswith(LISTED):
+        return _listed(text, source)
     services: dict[Key, IpvsService] = {}
     servers: dict[Key, list[IpvsDestination]] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -56,6 +58,43 @@ def parse_ipvsadm(text: str, source: str = "ipvsadm-Sn.txt") -> tuple[IpvsServic
             pass
         raise ParseError(source, number, 1, f"{line[:100]!r} is not a line of ipvsadm -Sn", "take it with ipvsadm -Sn")
     return tuple(replace(service, destinations=tuple(servers[key])) for key, service in services.items())
+
+
+LISTED = "IP Virtual Server version"
+"""How `ipvsadm -Ln` and /proc/net/ip_vs begin."""
+
+
+def _listed(text: str, source: str) -> tuple[IpvsService, ...]:
+    """Read `ipvsadm -Ln`: as /proc/net/ip_vs, with numbers for people; three lines of headings."""
+    services: list[IpvsService] = []
+    for number, line in enumerate(text.splitlines()[3:], 4):
+        words = line.split()
+        try:
+            if not words:
+                continue
+            if words[0] == "->":
+                server = IpvsDestination(*_end(words[1]), PROC_METHODS[words[2]], int(words[3]))
+                services[-1] = replace(services[-1], destinations=(*services[-1].destinations, server))
+            else:
+                services.append(_listed_service(words))
+        except (AddressError, ValueError, KeyError, IndexError):
+            what = f"{line[:100]!r} is not a line of ipvsadm -Ln"
+            raise ParseError(source, number, 1, what, "take it with ipvsadm -Sn") from None
+    return tuple(services)
+
+
+def _listed_service(words: list[str]) -> IpvsService:
+    service = IpvsService(
+        scheduler=words[2],
+        persistent_s=int(_after(words, "persistent", "0")),
+        netmask=_after(words, "mask", ""),
+        flags=("ops",) if "ops" in words else (),
+    )
+    if words[0] == "FWM":
+        six = words[2] == "IPv6"
+        return replace(service, fwmark=int(words[1]), family=6 if six else 0, scheduler=words[3] if six else words[2])
+    ip, port = _end(words[1])
+    return replace(service, protocol=PROC_PROTOCOLS[words[0]], ip=ip, port=port)
 
 
 def _key(words: list[str]) -> Key:
@@ -95,7 +134,7 @@ def _persistence(words: list[str]) -> int:
 
 def _server(words: list[str]) -> IpvsDestination:
     ip, port = _end(words[words.index("-r") + 1])
-    method = next(METHODS[word] for word in words if word in METHODS)
+    method = METHODS[next((word for word in words if word in METHODS), "")]
     return IpvsDestination(
         ip,
         port,

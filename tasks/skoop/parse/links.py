@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from tasks.skoop.model.addr import AddressError, Ip, Mac, parse_ip
+from tasks.skoop.model.addr import Ip, Mac, parse_ip
 from tasks.skoop.model.state import Address, Bridge, BridgePort, Interface, PortVlan, Tunnel, Vxlan
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_rows
@@ -131,6 +131,10 @@ class _Link(Struct):
     addr_info: list[_Addr] = []
 
 
+MAX_VLAN = 4095
+LINK_TYPES = {"[1]": "ether", "[772]": "loopback"}
+"""What `ip -N` prints for those that matter (ARPHRD_*)."""
+
 PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
 """States of a bridge port by number (BR_STATE_*), as older versions print them."""
 
@@ -141,7 +145,7 @@ def parse_links(text: str, source: str = "ip-link.json") -> tuple[Interface, ...
     index = {row.ifname: row.ifindex for row in rows}
     try:
         return tuple(_interface(row, index) for row in rows)
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
@@ -149,7 +153,7 @@ def parse_addresses(text: str, source: str = "ip-addr.json") -> dict[int, tuple[
     """Return the addresses of each interface of `ip -j addr`, by ifindex, in the kernel's order. Raises ParseError."""
     try:
         return {row.ifindex: _addresses(row.addr_info) for row in read_rows(text, _Link, source) if row.ifname}
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
@@ -164,7 +168,7 @@ def parse_vlans(text: str, source: str = "bridge-vlan.json") -> dict[str, tuple[
         row.ifname: tuple(
             PortVlan(vid=vid, pvid="PVID" in one.flags, untagged="Egress Untagged" in one.flags)
             for one in row.vlans
-            for vid in range(one.vlan, (one.vlanEnd or one.vlan) + 1)
+            for vid in range(max(one.vlan, 0), min(one.vlanEnd or one.vlan, MAX_VLAN) + 1)
         )
         for row in read_rows(text, _VlanPort, source)
         if row.ifname
@@ -221,7 +225,8 @@ def with_settings(links: Iterable[Interface], printed: Iterable[Interface]) -> t
 def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
     info = row.linkinfo or _Info()
     data = info.data or _Data()
-    kind = "loopback" if row.link_type == "loopback" else info.kind
+    link_type = LINK_TYPES.get(row.link_type, row.link_type)
+    kind = "loopback" if link_type == "loopback" else info.kind
     stacked = kind in STACKED
     other_index = row.link_index
     if other_index is None and row.link and (kind == "veth" or stacked):
@@ -235,7 +240,7 @@ def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
         up="UP" in row.flags,
         carrier="LOWER_UP" in row.flags,
         mtu=row.mtu,
-        mac=Mac(row.address.lower()) if row.link_type in ("ether", "loopback") else Mac(""),
+        mac=Mac(row.address.lower()) if link_type in ("ether", "loopback") else Mac(""),
         noarp="NOARP" in row.flags,
         promisc="PROMISC" in row.flags,
         operstate=row.operstate,
@@ -253,7 +258,7 @@ def _interface(row: _Link, index: Mapping[str, int]) -> Interface:
         tunnel_local=_address(data.local or data.local6) if kind in TUNNELS else None,
         tunnel_remote=_address(data.remote or data.remote6) if kind in TUNNELS else None,
         vrf_table=int(data.table) if kind == "vrf" and str(data.table).isdigit() and data.table is not None else None,
-        group=row.group,
+        group="default" if row.group == "0" else row.group,
         mode=data.mode,
         vlan_protocol=data.protocol if kind == "vlan" else "802.1Q",
         tunnel=_tunnel(kind, data) if kind in TUNNELS else None,
@@ -322,7 +327,7 @@ def _bridge(data: _Data) -> Bridge:
 def _port(row: _Port) -> BridgePort:
     state = row.state
     if isinstance(state, int):
-        state = PORT_STATES[state] if state < len(PORT_STATES) else str(state)
+        state = PORT_STATES[state] if 0 <= state < len(PORT_STATES) else str(state)
     return BridgePort(
         state=state,
         hairpin=row.hairpin,

@@ -5,7 +5,7 @@ Follows iproute2 5 to 6.15. Of several state flags of a neighbour the kernel set
 
 from msgspec import UNSET, Struct, UnsetType
 
-from tasks.skoop.model.addr import AddressError, Mac, parse_ip
+from tasks.skoop.model.addr import Mac, parse_ip
 from tasks.skoop.model.state import FdbEntry, Neighbour, NeighbourState
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_rows
@@ -49,7 +49,7 @@ def parse_neighbours(text: str, source: str = "ip-neigh.json") -> tuple[Neighbou
             )
             for row in read_rows(text, _Neighbour, source)
         )
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
@@ -76,7 +76,7 @@ def parse_fdb(text: str, source: str = "bridge-fdb.json") -> tuple[FdbEntry, ...
             for row in read_rows(text, _Fdb, source)
             if row.mac
         )
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from tasks.skoop.errors import KubeprobeError
-from tasks.skoop.model.addr import AddressError, parse_ip
+from tasks.skoop.model.addr import parse_ip
 from tasks.skoop.model.state import NextHop, NextHopObject, Route
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_rows
@@ -42,7 +42,7 @@ def parse_nexthops(text: str, source: str = "ip-nexthop.json") -> tuple[NextHopO
     """Return the nexthop objects, in order. Raises ParseError."""
     try:
         return tuple(_object(row) for row in read_rows(text, _Object, source))
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from tasks.skoop.model.addr import AddressError, Ip, Net, parse_ip, parse_net
+from tasks.skoop.model.addr import Ip, Net, parse_ip, parse_net
 from tasks.skoop.model.state import NextHop, PolicyRule, Route, RouteException
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.jsontext import read_rows
-from tasks.skoop.parse.rtnames import ip_protocol, route_protocol, scope_name, table_number
+from tasks.skoop.parse.rtnames import ROUTE_TYPES, ip_protocol, route_protocol, route_type, scope_name, table_number
 
 Number = int | str
 
@@ -36,7 +36,7 @@ class _Metrics(Struct):
 
 class _Route(Struct):
     dst: str = ""
-    type: str = "unicast"
+    type: Number = "unicast"
     src: str | None = field(name="from", default=None)
     gateway: str | None = None
     via: _Via | None = None
@@ -69,7 +69,7 @@ class _Rule(Struct):
     fwmask: Number | None = None
     tos: Number = 0
     table: Number | None = None
-    action: str | None = None
+    action: Number | None = None
     goto: Number | None = None
     nop: bool | UnsetType | None = UNSET
     invert: bool | UnsetType | None = field(name="not", default=UNSET)
@@ -86,6 +86,8 @@ class _Rule(Struct):
     dport_start: int | None = None
     dport_end: int | None = None
 
+
+TYPE_NAMES = frozenset(ROUTE_TYPES.values())
 
 DEFAULT_RULES6 = (
     PolicyRule(family=6, priority=0, table=255),
@@ -112,7 +114,7 @@ def parse_routes(
             for row in rows
             if (version := _version(row)) and (family is None or version == family)
         )
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
@@ -130,7 +132,7 @@ def parse_exceptions(text: str, source: str = "ip-route-cache.json") -> tuple[Ro
             for row in read_rows(text, _Route, source)
             if row.dst and (_mtu(row) or "redirected" in row.flags)
         )
-    except AddressError as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
@@ -140,21 +142,16 @@ def parse_rules(
     """Return the policy rules of one family, in order. Raises ParseError."""
     try:
         return tuple(_rule(row, family, tables or {}, source) for row in read_rows(text, _Rule, source))
-    except (AddressError, ValueError) as error:
+    except ValueError as error:
         raise ParseError(source, 1, 1, str(error)) from None
 
 
 def locked_mtus(text: str) -> frozenset[str]:
     """Return the destinations, as printed, of routes whose MTU is locked, from the text form of `ip route`."""
     return frozenset(
-        words[0] if words[0] not in _TYPES else words[1]
+        words[0] if words[0] not in TYPE_NAMES else words[1]
         for words in (line.split() for line in text.splitlines() if " mtu lock " in line)
     )
-
-
-_TYPES = frozenset(
-    ("unicast", "local", "broadcast", "anycast", "multicast", "unreachable", "blackhole", "prohibit", "throw")
-)
 
 
 def _version(row: _Route) -> int:
@@ -166,7 +163,7 @@ def _route(row: _Route, version: int, site: Mapping[str, int], source: str) -> R
     return Route(
         dst=_net(row.dst, version),
         table=_table(row.table, site, source),
-        type=row.type,
+        type=route_type(str(row.type)),
         nexthops=_nexthops(row),
         prefsrc=parse_ip(row.prefsrc) if row.prefsrc else None,
         src=_net(row.src, version) if row.src else None,
@@ -233,7 +230,11 @@ def _table(value: Number, site: Mapping[str, int], source: str) -> int:
 
 def _rule(row: _Rule, family: int, site: Mapping[str, int], source: str) -> PolicyRule:
     goto = row.goto if row.goto is not None and str(row.goto).isdigit() else None
-    action = row.action or ("goto" if row.goto is not None else "nop" if row.nop is not UNSET else "lookup")
+    action = (
+        route_type(str(row.action))
+        if row.action
+        else ("goto" if row.goto is not None else "nop" if row.nop is not UNSET else "lookup")
+    )
     marked = row.fwmark is not None or row.fwmask is not None
     return PolicyRule(
         family=family,

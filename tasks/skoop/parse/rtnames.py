@@ -32,6 +32,21 @@ PROTOCOLS: Mapping[str, str] = {
     "189": "rip",
     "192": "eigrp",
 }
+ROUTE_TYPES: Mapping[str, str] = {
+    "0": "none",
+    "1": "unicast",
+    "2": "local",
+    "3": "broadcast",
+    "4": "anycast",
+    "5": "multicast",
+    "6": "blackhole",
+    "7": "unreachable",
+    "8": "prohibit",
+    "9": "throw",
+    "10": "nat",
+    "11": "xresolve",
+}
+"""RTN_* by number; FR_ACT_* of policy rules have the same numbers for what they share."""
 IP_PROTOCOLS: Mapping[str, Protocol] = {
     **{str(number): protocol for protocol, number in PROTOCOL_NUMBERS.items()},
     **{protocol.value: protocol for protocol in Protocol},
@@ -66,6 +81,11 @@ def scope_name(text: str) -> str:
 def route_protocol(text: str) -> str:
     """Return the name of what made a route (`kernel`, `boot`, `static`, …); unknown numbers stay."""
     return PROTOCOLS.get(text, text)
+
+
+def route_type(text: str) -> str:
+    """Return the name of a route's type or of a policy rule's action (`ip -N` prints numbers); unknown numbers stay."""
+    return ROUTE_TYPES.get(text, text)
 
 
 def ip_protocol(text: str) -> Protocol:

@@ -40,13 +40,23 @@ add nets4 10.2.0.2/31
 create ports4 hash:ip,port
 add ports4 10.2.0.2,tcp:80
 add ports4 10.2.0.2,udp:53
-add ports4 10.2.0.3,icmp:8/0
+add ports4 10.2.0.3,icmp:echo-request
 create ifaces4 hash:net,iface
 add ifaces4 10.1.0.0/24,rc
 add ifaces4 10.2.0.0/24,rs
 create triple4 hash:ip,port,net
 add triple4 10.2.0.2,tcp:80,10.1.0.0/24
 add triple4 10.2.0.2,tcp:80,10.1.0.3 nomatch
+create masked4 hash:ip netmask 24
+add masked4 10.1.0.0
+create lowest4 hash:ip bitmask 0.0.0.255
+add lowest4 0.0.0.3
+create maskedport4 hash:ip,port netmask 30
+add maskedport4 10.2.0.0,tcp:80
+create begins4 hash:net,iface
+add begins4 10.1.0.0/24,r wildcard
+add begins4 10.2.0.0/24,rsx wildcard
+add begins4 10.2.0.0/31,rs nomatch
 create any4 bitmap:port range 0-1024
 add any4 80
 add any4 53
@@ -56,6 +66,8 @@ add all4 ports4
 """,
     6: """create ips6 hash:ip family inet6
 add ips6 fd00:1::2
+create masked6 hash:ip family inet6 netmask 64
+add masked6 fd00:1::
 create nets6 hash:net family inet6
 add nets6 fd00:1::/64
 add nets6 fd00:1::3 nomatch
@@ -70,8 +82,9 @@ add all6 nets6
 """Input of `ipset restore`."""
 
 IN_SET = {
-    4: ("ips4 {}", "nets4 {}", "ports4 {0},{1}", "ifaces4 {0},{1}", "triple4 dst,dst,src", "any4 {}", "all4 {0},{1}", "nets4 {} --return-nomatch"),
-    6: ("ips6 {}", "nets6 {}", "ports6 {0},{1}", "all6 {0},{1}"),
+    4: ("ips4 {}", "nets4 {}", "ports4 {0},{1}", "ifaces4 {0},{1}", "triple4 dst,dst,src", "any4 {}", "all4 {0},{1}", "nets4 {} --return-nomatch",
+        "masked4 {}", "lowest4 {}", "maskedport4 {0},{1}", "begins4 {0},{1}", "begins4 {0},{1}"),
+    6: ("masked6 {}", "ips6 {}", "nets6 {}", "ports6 {0},{1}", "all6 {0},{1}"),
 }  # fmt: skip
 FLAG_LISTS = ("FIN,SYN,RST,ACK SYN", "SYN,ACK SYN,ACK", "ALL ACK", "RST RST", "FIN,PSH NONE")
 STATES = ("NEW", "ESTABLISHED,RELATED", "INVALID", "UNTRACKED", "DNAT", "NEW,INVALID", "INVALID,UNTRACKED,SNAT,DNAT")
@@ -171,13 +184,21 @@ class RuleMaker:
             f"-m pkttype {no}--pkt-type {pick(('unicast', 'broadcast', 'multicast'))}",
             f"-m statistic --mode random --probability {pick(('0', '1'))}",
             "-m statistic --mode nth --every 1 --packet 0",
-            "-m limit --limit 1/hour --limit-burst 50",
+            "-m limit --limit 1/min --limit-burst 50",
             "-m recent --set --name lab --rsource",
             "-m physdev ! --physdev-is-bridged",
             "-m comment --comment \"a -j DROP\"",
             f"-m helper {no}--helper ftp",
             "-m policy --dir in --pol none" if base in ("PREROUTING", "INPUT", "FORWARD") else "-m policy --dir out --pol ipsec",
         ]  # fmt: skip
+        if family == 6:
+            found += [
+                f"-m frag {no}--fragid 1",
+                "-m frag --fragfirst",
+                f"-m dst {no}--dst-len 8",
+                f"-m hbh {no}--hbh-len 8",
+            ]
+            found += [f"-m rt {no}--rt-type 0"]
         hop = "ttl" if family == 4 else "hl"
         found.append(f"-m {hop} {pick((no + f'--{hop}-eq', f'--{hop}-lt', f'--{hop}-gt'))} {pick((63, 64, 40))}")
         if base in ("PREROUTING", "INPUT", "FORWARD"):

@@ -10,13 +10,15 @@ from shutil import which
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import Packet, Protocol
-from tasks.skoop.model.state import IpSet, IpSetEntry, NetNS
+from tasks.skoop.model.state import NetNS
 from tasks.skoop.model.xtables import Backend
 from tasks.skoop.netstack.xtables.api import Hook
 from tasks.skoop.netstack.xtables.compile import compile_tables
+from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tests.kernel.xtables.random_rules import BASES, SETS, RuleMaker
 from tests.kernel.xtables.reference_walk import ROUTER, Traveller
@@ -57,22 +59,6 @@ def lab() -> Iterator[RouterLab]:
         yield router
 
 
-def _ipsets(text: str) -> tuple[IpSet, ...]:
-    """Return the sets of `ipset restore` input."""
-    kinds: dict[str, tuple[str, int]] = {}
-    entries: dict[str, list[IpSetEntry]] = {}
-    for line in text.splitlines():
-        verb, name, what, *more = line.split()
-        if verb == "create":
-            kinds[name] = (what, 6 if "inet6" in more else 4)
-        else:
-            entries.setdefault(name, []).append(IpSetEntry(what, "nomatch" in more))
-    return tuple(
-        IpSet(name=name, type=kind, family=family, entries=tuple(entries[name]))
-        for name, (kind, family) in kinds.items()
-    )
-
-
 def _marker(family: int) -> Packet:
     dst = Ip("10.2.0.2" if family == 4 else "fd00:2::2")
     return Packet(
@@ -84,7 +70,9 @@ def _foretold(
     dump: str, packets: list[Packet], family: int, backend: Backend
 ) -> tuple[Counter[Key], dict[int, Packet]]:
     netns = NetNS(
-        id=ROUTER, tables=parse_iptables_save(dump, backend=backend, family=family), ipsets=_ipsets(SETS[family])
+        id=ROUTER,
+        tables=parse_iptables_save(dump, backend=backend, family=family),
+        ipsets=parse_ipset_save(SETS[family]),
     )
     tables = compile_tables(netns)
     met: Counter[Key] = Counter()
@@ -127,6 +115,13 @@ def _differences(sent: Sent, dump: str, backend: Backend, family: int) -> list[s
 
 def _of_the_marker(key: Key) -> bool:
     return key[2] == 1 and key[1] in tuple(Hook)
+
+
+def test_the_sets_are_saved_and_listed_as_they_were_made(lab: RouterLab) -> None:
+    made = {one.name: (replace(one, entries=()), set(one.entries)) for one in parse_ipset_save("".join(SETS.values()))}
+    for verb in ("save", "list"):
+        found = parse_ipset_save(lab.on_router("ipset", verb))
+        assert {one.name: (replace(one, entries=()), set(one.entries)) for one in found} == made
 
 
 @pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])

@@ -27,6 +27,7 @@ def test_the_new_match_does_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -
     table = dict(MATCHES)
     monkeypatch.setattr("tasks.skoop.netstack.xtables.matches.MATCHES", table)
     matches._of_packet.cache_clear()
+    matches._shared_by_all.cache_clear()
     names: dict[str, object] = {"MATCHES": table}
     for code in blocks("python"):
         exec(code, names)

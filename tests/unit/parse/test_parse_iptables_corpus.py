@@ -31,4 +31,4 @@ def test_published_rulesets_are_read_or_refused_with_a_place() -> None:
         for rule in (rule for table in tables for chain in table.chains for rule in chain.rules):
             assert Rule(rule.raw, *read_spec(rule.raw)) == rule
             assert read_spec(render_rule(rule)) == (rule.matches, rule.target)
-    assert read >= len(FILES) / 2
+    assert read >= len(FILES) * 0.7  # the others are input of iptables-restore: tests/kernel/rulesets loads them first

@@ -36,8 +36,11 @@ def options(draw: st.DrawFn, own: bool) -> tuple[str, bool, tuple[str, ...]]:
 
 @st.composite
 def matches(draw: st.DrawFn) -> Match:
-    kind = draw(st.sampled_from(["src", "dst", "in", "out", "proto", "frag", "ext", "ext"]))
+    kind = draw(st.sampled_from(["src", "dst", "in", "out", "proto", "frag", "ext", "ext", "header"]))
     negated = draw(st.booleans())
+    if kind == "header":  # extensions of IPv6 that are named like -f and -d
+        name = draw(st.sampled_from(["frag", "dst"]))
+        return Match(name, tuple((f"{name}-{each}", negated, (each,)) for each in draw(st.lists(NAME, max_size=2))))
     if kind in ("src", "dst"):
         return Match(kind, ((kind, negated, (draw(ADDRESS),)),))
     if kind == "frag":

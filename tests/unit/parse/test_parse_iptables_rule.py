@@ -25,6 +25,16 @@ READ = [
     pytest.param("-d 10.1.2.3/8", (one("dst", "10.0.0.0/8"),), Target(), id="host bits are cleared"),
     pytest.param("-d 192.168.0.0/255.255.0.0", (one("dst", "192.168.0.0/16"),), Target(), id="dotted mask"),
     pytest.param("-d 10.0.0.1/255.0.255.0", (one("dst", "10.0.0.1/255.0.255.0"),), Target(), id="mask with holes"),
+    pytest.param("-s 0:babe::/0:FFFF::", (one("src", "0:babe::/0:ffff::"),), Target(), id="mask with holes, IPv6"),
+    pytest.param("-s fd00::1/ffff:ffff::", (one("src", "fd00::/32"),), Target(), id="mask written out, IPv6"),
+    pytest.param(
+        "-m policy --dir in --proto esp -p udp",
+        (Match("policy", (("dir", False, ("in",)), ("proto", False, ("esp",)))), one("proto", "udp")),
+        Target(),
+        id="an option named like a condition",
+    ),
+    pytest.param("-m frag --fragfirst", (Match("frag", (("fragfirst", False, ()),)),), Target(), id="named like -f"),
+    pytest.param("-m dst ! --dst-len 5", (Match("dst", (("dst-len", True, ("5",)),)),), Target(), id="named like -d"),
     pytest.param(
         "-d 10.0.0.1/0.255.255.255", (one("dst", "10.0.0.1/0.255.255.255"),), Target(), id="not a wildcard mask"
     ),

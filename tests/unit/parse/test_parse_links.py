@@ -217,3 +217,8 @@ def test_a_port_that_the_dump_of_vlans_leaves_out_is_in_none() -> None:
     plain = same(name="eth9", index=8)
     assert [link.vlans for link in combine((port, plain), {}, {}, {})] == [(), None]
     assert [link.vlans for link in combine((port, plain), {}, {})] == [None, None]
+
+
+def test_damaged_ranges_of_vlans_stay_small() -> None:
+    text = '[{"ifname":"a","vlans":[{"vlan":-9223372036854775808,"vlanEnd":2},{"vlan":4094,"vlanEnd":9223372036854775807}]}]'
+    assert [one.vid for one in parse_vlans(text)["a"]] == [0, 1, 2, 4094, 4095]

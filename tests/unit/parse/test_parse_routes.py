@@ -230,3 +230,15 @@ def test_locked_mtus_of_the_text_form() -> None:
 def test_refuses_routes(text: str) -> None:
     with pytest.raises(ParseError, match=r"ip-route-all\.json"):
         parse_routes(text)
+
+
+def test_numbers_of_ip_minus_n() -> None:
+    text = """[{"type":"9","dst":"10.8.0.0/16","flags":[]},{"type":"2","dst":"127.0.0.1","dev":"lo","table":"255",
+    "protocol":"2","scope":"254","flags":[]},{"type":7,"dst":"fd00:9::/64","dev":"lo","flags":[],"pref":"medium"}]"""
+    assert [(route.type, route.protocol, route.scope) for route in parse_routes(text)] == [
+        ("throw", "boot", "global"),
+        ("local", "kernel", "host"),
+        ("unreachable", "boot", "global"),
+    ]
+    rules = parse_rules('[{"priority":1,"src":"all","action":"6"},{"priority":2,"src":"all","action":8}]')
+    assert [rule.action for rule in rules] == ["blackhole", "prohibit"]

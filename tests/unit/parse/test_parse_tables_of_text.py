@@ -223,6 +223,94 @@ def test_ipsets() -> None:
     )
 
 
+def test_masks_wildcards_and_comments_of_ipsets() -> None:
+    text = (
+        "create a hash:ip family inet hashsize 1024 maxelem 65536 netmask 24 bucketsize 12 initval 0xb7\nadd a 10.1.2.0\n"
+        "create b hash:ip family inet hashsize 1024 maxelem 65536 bitmask 255.0.255.0\n"
+        "create c hash:ip,mark family inet markmask 0x000000ff hashsize 1024\n"
+        "create d hash:net,iface family inet hashsize 1024 maxelem 65536 comment\n"
+        'add d 10.0.0.0/8,eth wildcard comment "no nomatch here"\nadd d 11.0.0.0/8,physdev:veth0 timeout 9 nomatch\n'
+    )
+    assert parse_ipset_save(text) == (
+        IpSet(name="a", type="hash:ip", netmask="24", entries=(IpSetEntry("10.1.2.0"),)),
+        IpSet(name="b", type="hash:ip", netmask="255.0.255.0"),
+        IpSet(name="c", type="hash:ip,mark", markmask=0xFF),
+        IpSet(
+            name="d",
+            type="hash:net,iface",
+            entries=(IpSetEntry("10.0.0.0/8,eth wildcard"), IpSetEntry("11.0.0.0/8,physdev:veth0", nomatch=True)),
+        ),
+    )
+
+
+LIST = """Name: nets
+Type: hash:net
+Revision: 7
+Header: family inet6 hashsize 1024 maxelem 65536 timeout 100
+Size in memory: 736
+References: 0
+Number of entries: 2
+Members:
+fd00::/64 timeout 19 nomatch
+fd01::/64 timeout 19
+
+Name: all
+Type: list:set
+Header: size 8
+Number of entries: 1
+Members:
+nets
+"""
+
+
+def test_what_ipset_list_prints() -> None:
+    nets = (IpSetEntry("fd00::/64", nomatch=True), IpSetEntry("fd01::/64"))
+    assert parse_ipset_save(LIST) == (
+        IpSet(name="nets", type="hash:net", family=6, entries=nets),
+        IpSet(name="all", type="list:set", family=0, entries=(IpSetEntry("nets"),)),
+    )
+
+
+IPVS_LIST = """IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+TCP  10.0.0.1:443 rr persistent 10800 mask 255.255.0.0
+  -> 192.168.0.1:6443             Masq    1      1          0
+UDP  [fd00::a]:53 wlc ops
+  -> [fd00::1]:53                 Route   0      1          0
+FWM  7 IPv6 sh
+"""
+
+
+def test_what_ipvsadm_lists() -> None:
+    assert parse_ipvsadm(IPVS_LIST) == (
+        IpvsService(
+            ip=Ip("10.0.0.1"),
+            port=443,
+            persistent_s=10800,
+            netmask="255.255.0.0",
+            destinations=(IpvsDestination(Ip("192.168.0.1"), 6443),),
+        ),
+        IpvsService(
+            protocol=Protocol.UDP,
+            ip=Ip("fd00::a"),
+            port=53,
+            scheduler="wlc",
+            flags=("ops",),
+            destinations=(IpvsDestination(Ip("fd00::1"), 53, "route", 0),),
+        ),
+        IpvsService(fwmark=7, family=6, scheduler="sh"),
+    )
+    with pytest.raises(ParseError, match=r"^dump:5:1: "):
+        parse_ipvsadm(IPVS_LIST.replace("192.168.0.1:6443", "192.168.0.1"), "dump")
+
+
+@pytest.mark.parametrize("lines", [4, 8, 9, 15])
+def test_half_an_ipset_list_is_refused(lines: int) -> None:
+    with pytest.raises(ParseError, match="cut short"):
+        parse_ipset_save("\n".join(LIST.splitlines()[:lines]))
+
+
 def test_ipvs() -> None:
     text = (
         "-A -t 10.96.0.1:443 -s rr -p 10800\n-a -t 10.96.0.1:443 -r 192.168.0.1:6443 -m -w 1\n"
@@ -253,7 +341,7 @@ def test_ipvs() -> None:
         pytest.param(parse_sockets, "tcp LISTEN 0 128 *:80 *:*\nLISTEN 0 5 300.1.1.1:80 *:*", id="address"),
         pytest.param(parse_sysctl, "net.a.b = 1\nnet.ipv4.ip_for", id="half a setting"),
         pytest.param(parse_ipset_save, "create a hash:ip\nadd b 10.0.0.1", id="element of no set"),
-        pytest.param(parse_ipset_save, "create a hash:ip\nName: KUBE", id="ipset list, not save"),
+        pytest.param(parse_ipset_save, "create a hash:ip\nName: KUBE", id="ipset list in ipset save"),
         pytest.param(
             parse_ipvsadm, "-A -t 10.0.0.1:80 -s rr\n-a -t 10.0.0.2:80 -r 10.0.0.1:1 -m", id="server of no service"
         ),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip
 from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
@@ -28,6 +29,12 @@ SETS = (
     ipset("macs", "hash:mac", "02:00:00:00:00:01", family=0),
     ipset("ipmac", "bitmap:ip,mac", "10.1.0.2", "10.1.0.3,02:00:00:00:00:03"),
     ipset("ipmark", "hash:ip,mark", "10.1.0.2,0x00000010"),
+    replace(ipset("masked", "hash:ip", "10.1.0.0"), netmask="24"),
+    replace(ipset("lowest", "hash:ip,port", "0.0.0.2,tcp:80"), netmask="0.0.0.255"),
+    replace(ipset("oddmask", "hash:ip", "10.1.0.0"), netmask="x"),
+    replace(ipset("lowmark", "hash:ip,mark", "10.1.0.2,0x10"), markmask=0xFF),
+    ipset("begins", "hash:net,iface", "10.1.0.0/24,r wildcard", "10.2.0.0/24,x wildcard"),
+    ipset("torn", "hash:net,iface", "10.1.0.0/24,r wildcard", "10.1.0.0/24,rc nomatch"),
     ipset("list", "list:set", "clients", "ports", family=0),
     ipset("badlist", "list:set", "gone", family=0),
     ipset("broken", "hash:ip", "10.9.9.9", "garbage"),
@@ -311,6 +318,19 @@ IN_SETS: list[Case] = [
     ("--match-set ipmac src,src", YES, {"src": "10.1.0.3", "at": {"mac": "02:00:00:00:00:03"}}),
     ("--match-set ipmark src,src", YES, {"mark": 16}),
     ("--match-set ipmark src,src", NO, {"mark": 17}),
+    ("--match-set masked src", YES, {}),
+    ("--match-set masked src", YES, {"src": "10.1.0.200"}),
+    ("--match-set masked dst", NO, {}),
+    ("--match-set lowest dst,dst", YES, {}),
+    ("--match-set lowest dst,dst", NO, {"dst": "10.2.0.3"}),
+    ("--match-set oddmask src", UNKNOWN, {}),
+    ("--match-set lowmark src,src", YES, {"mark": 0x310}),
+    ("--match-set lowmark src,src", NO, {"mark": 0x311}),
+    ("--match-set begins src,src", YES, {}),
+    ("--match-set begins src,dst", YES, {}),
+    ("--match-set begins dst,src", NO, {}),
+    ("--match-set torn src,src", UNKNOWN, {}),
+    ("--match-set torn src,dst", YES, {}),
     ("--match-set list src", YES, {}),
     ("--match-set list dst", YES, {}),
     ("--match-set list dst", NO, {"dport": 81}),

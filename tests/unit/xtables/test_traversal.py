@@ -101,7 +101,7 @@ def test_a_user_chain_with_the_name_of_a_hook_is_none() -> None:
 def test_both_back_ends_of_a_table_are_kept_in_order() -> None:
     text = "*filter\n:FORWARD ACCEPT\nCOMMIT\n"
     tables = compiled(text).tables[4, "filter"] + compiled(text, backend=Backend.NFT).tables[4, "filter"]
-    netns = NetNS(id=NODE, tables=tuple(table._source for table in tables))  # type: ignore[attr-defined]
+    netns = NetNS(id=NODE, tables=tuple(table.source for table in tables))  # type: ignore[attr-defined]
     assert [table.backend for table in compile_tables(netns).tables[4, "filter"]] == ["legacy", "nft"]
 
 

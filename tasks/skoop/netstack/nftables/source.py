@@ -125,6 +125,11 @@ class TableSource:
             self._indexed[slot] = Elements(self._listed(found), types)
         return self._indexed[slot]
 
+    def listed(self, name: str) -> list[Element]:
+        """Return the elements of a named set or map as they are listed; none where there is no such set."""
+        found = self._sorted.collections.get(name)
+        return list(self._listed(found)) if found is not None else []
+
     def _listed(self, collection: _Collection) -> Iterator[Element]:
         mapping = _json(collection.map) is not None
         for part in (collection, *self._sorted.more.get(collection.name, ())):

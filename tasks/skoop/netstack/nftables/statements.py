@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from tasks.skoop.model.packet import CtState, Protocol, TcpFlags
 from tasks.skoop.netstack.nftables import datatypes as dt
-from tasks.skoop.netstack.nftables.elements import Element
+from tasks.skoop.netstack.nftables.elements import Element, element_of
 from tasks.skoop.netstack.nftables.expressions import Compiler
 from tasks.skoop.netstack.nftables.jsonform import Json, compact, fields, is_named, items, named, text
 from tasks.skoop.netstack.nftables.limits import below
@@ -77,13 +77,40 @@ class StatementCompiler:
 
     def statement(self, value: Json) -> Statement:
         """Return the statement; one that is not understood ends the way, or splits it if it is a match."""
+        found = self._statement_or_why(value)
+        if isinstance(found, Statement):
+            return found
+        said = found
+        if is_named(value, "match", "limit", "quota", "ct count", "meter"):
+            return _taken(unknown(said, compact(value)))
+        return Statement(lambda way, rule: way.cannot_tell(rule, said))
+
+    def objections(self, value: Json) -> list[str]:
+        """Return why it cannot be told what a statement does, or what a verdict of its map does; [] if it can."""
+        found = self._statement_or_why(value)
+        if isinstance(found, str):
+            return [found]
+        if not is_named(value, "vmap"):
+            return []
+        data = fields(named(value)[1]).get("data")
+        if isinstance(data, str):
+            elements = self.compiler.source.listed(data.removeprefix("@"))
+        else:
+            elements = [element_of(each, mapping=True) for each in items(fields(data)["set"])]
+        return [said for element in elements for said in self._verdict_objections(element.data)]
+
+    def _verdict_objections(self, verdict: Json) -> list[str]:
+        try:
+            self.verdict(verdict)
+        except (NotUnderstood, ValueError) as reason:
+            return [f"{compact(verdict)[:200]}: {reason}"]
+        return []
+
+    def _statement_or_why(self, value: Json) -> Statement | str:
         try:
             return self._statement(value)
         except (NotUnderstood, ValueError, OverflowError) as reason:
-            said = f"{compact(value)[:200]}: {reason}"
-            if is_named(value, "match", "limit", "quota", "ct count", "meter"):
-                return _taken(unknown(said, compact(value)))
-            return Statement(lambda way, rule: way.cannot_tell(rule, said))
+            return f"{compact(value)[:200]}: {reason}"
 
     def _statement(self, value: Json) -> Statement:
         if isinstance(value, str):  # what this nft has no JSON for, as text

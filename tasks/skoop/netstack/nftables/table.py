@@ -79,6 +79,10 @@ class Table:
             chain = self._chains[name] = CompiledChain(name, self)
         return chain
 
+    def objections(self, value: Json) -> list[str]:
+        """Return why it cannot be told what a statement does; [] if it can."""
+        return self._statements.objections(value)
+
     def statement(self, value: Json) -> Statement:
         """Return a statement, ready to act."""
         return self._statements.statement(value)

@@ -102,7 +102,7 @@ def fragment(options: Options, _: int) -> Condition:
 
 
 def no_extension_header(_: Options, __: int) -> Condition:
-    """Match of an IPv6 extension header (frag, hbh, dst, rt, mh, srh): the packet has none."""
+    """Match of an IPv6 extension header (`-m frag`, hbh, `-m dst`, rt, mh, srh): taken as not there in the packets that are asked about."""
     return _never
 
 

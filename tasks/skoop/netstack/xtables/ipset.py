@@ -3,15 +3,16 @@
 Follows ip_set_test and the kadt functions of net/netfilter/ipset: a set's type names its dimensions, the rule says for each
 whether the packet's source or destination is looked up; prefixes are tried from the longest, and the first element found
 decides, `nomatch` ones against. list:set asks its members in order. An element that cannot be read makes every "not in it"
-unknown. Left out: timeouts (an element that is listed has not run out), and sets made with `netmask`, which the model does
-not carry.
+unknown. A set's netmask is laid on the packet's addresses first, its markmask on the mark. Left out: timeouts (an element that
+is listed has not run out).
 """
 
 from collections.abc import Mapping
 
+from tasks.skoop.model.addr import ip_int
 from tasks.skoop.model.state import IpSet, IpSetEntry
 from tasks.skoop.netstack.xtables.field_matches import ICMP_NAMES, ICMPV6_NAMES
-from tasks.skoop.netstack.xtables.spelling import address_mask, number, protocol_number, span
+from tasks.skoop.netstack.xtables.spelling import ALL_MARK, address, address_mask, number, protocol_number, span
 from tasks.skoop.netstack.xtables.truth import NotUnderstood, Truth, unknown
 from tasks.skoop.netstack.xtables.view import PacketView
 
@@ -22,6 +23,7 @@ Key = tuple[tuple[int, ...], Rest]
 
 ANY_FAMILY = frozenset(("list:set", "bitmap:port", "hash:mac"))
 IP_KINDS = frozenset(("ip", "net"))
+KINDS = IP_KINDS | {"port", "mark", "mac", "iface", "set"}
 PORTED = frozenset((6, 17, 132, 136))
 
 
@@ -42,13 +44,29 @@ class CompiledSet:
         self.members: tuple[str, ...] = ()
         self.tables: dict[tuple[int, ...], dict[Key, bool]] = {}
         self.lengths: tuple[tuple[int, ...], ...] = ()
+        self.wildcards: list[tuple[tuple[int, ...], Key, bool]] = []
+        """Elements whose device's name is only its beginning: lengths, key, nomatch."""
+        self.mask = (1 << self.bits) - 1
         self._read = False
+
+    def objections(self) -> tuple[str, ...]:
+        """Return what of the set cannot be read: its type, or elements as they are listed."""
+        if not set(self.kinds) <= KINDS:
+            return (self.source.type,)
+        if not self._read:
+            self._load()
+        return self.unread
 
     def _load(self) -> None:
         self._read = True
         unread = []
         if self.source.type == "list:set":
             self.members = tuple(entry.text.split()[0] for entry in self.source.entries if entry.text)
+            return
+        try:
+            self.mask = _netmask(self.source, self.bits)
+        except NotUnderstood as reason:
+            self.unread = (str(reason),)
             return
         for entry in self.source.entries:
             try:
@@ -60,7 +78,7 @@ class CompiledSet:
 
     def _add(self, entry: IpSetEntry) -> None:
         words = entry.text.split()
-        if not words or "wildcard" in words:
+        if not words:
             raise NotUnderstood(entry.text)
         parts = words[0].split(",")
         if self.source.type == "bitmap:ip,mac" and len(parts) == 1:
@@ -75,7 +93,14 @@ class CompiledSet:
                 prefixes.append(value >> (self.bits - lengths[-1]))
             else:
                 rest.append(_element(kind, part, self.any_protocol))
-        self.tables.setdefault(tuple(lengths), {})[tuple(prefixes), tuple(rest)] = entry.nomatch
+        key = (tuple(prefixes), tuple(rest))
+        if "wildcard" in words:
+            if self.kinds != ("net", "iface"):
+                raise NotUnderstood(entry.text)
+            self.tables.setdefault(tuple(lengths), {})
+            self.wildcards.append((tuple(lengths), key, entry.nomatch))
+        else:
+            self.tables.setdefault(tuple(lengths), {})[key] = entry.nomatch
 
     def test(self, view: PacketView, sides: tuple[bool, ...], *, return_nomatch: bool = False) -> Truth:
         """Return whether the packet fits; `sides` says for each dimension of the rule: source (True) or destination."""
@@ -101,10 +126,13 @@ class CompiledSet:
 
     def _parts(self, view: PacketView, sides: tuple[bool, ...]) -> tuple[tuple[int, ...], Rest]:
         """Return what the packet has in the set's dimensions: addresses, and the rest."""
-        addresses, rest = [], []
+        addresses: list[int] = []
+        rest: list[object] = []
         for kind, of_source in zip(self.kinds, sides, strict=False):
             if kind in IP_KINDS:
-                addresses.append(view.src if of_source else view.dst)
+                addresses.append((view.src if of_source else view.dst) & self.mask)
+            elif kind == "mark":
+                rest.append(view.mark & (self.source.markmask or ALL_MARK))
             else:
                 rest.append(_part(kind, view, of_source, self.any_protocol))
         return tuple(addresses), tuple(rest)
@@ -114,8 +142,17 @@ class CompiledSet:
         for lengths in self.lengths:
             table = self.tables[lengths]
             prefixes = tuple(ip >> (self.bits - length) for ip, length in zip(addresses, lengths, strict=True))
-            if (prefixes, rest) in table:
-                return table[prefixes, rest]
+            found = {table[prefixes, rest]} if (prefixes, rest) in table else set()
+            if self.wildcards:
+                found |= {
+                    nomatch
+                    for of, (wanted, (name,)), nomatch in self.wildcards
+                    if of == lengths and wanted == prefixes and str(rest[0]).startswith(str(name))
+                }
+            if len(found) > 1:
+                raise NotUnderstood(f"which of several elements of the ipset {self.source.name} decides")
+            if found:
+                return found.pop()
             if self.source.type == "bitmap:ip,mac" and (prefixes, ("",)) in table:
                 return table[prefixes, ("",)]
         return None
@@ -133,6 +170,19 @@ class CompiledSet:
             if truth is not False:
                 result = truth
         return result
+
+
+def _netmask(source: IpSet, bits: int) -> int:
+    """Return the mask that a set lays on addresses."""
+    full = (1 << bits) - 1
+    if not source.netmask:
+        return full
+    if source.netmask.isdecimal() and int(source.netmask) <= bits:
+        return full ^ (full >> int(source.netmask))
+    try:
+        return ip_int(address(source.netmask, 6 if bits == 128 else 4))
+    except NotUnderstood:
+        raise NotUnderstood(f"netmask {source.netmask}") from None
 
 
 def _element(kind: str, text: str, any_protocol: bool) -> object:
@@ -169,8 +219,6 @@ def _part(kind: str, view: PacketView, of_source: bool, any_protocol: bool) -> o
     """Return what the packet has in one dimension that is no address. Raises _NotInPacket, NotUnderstood."""
     if kind == "port":
         return _port(view, of_source, any_protocol)
-    if kind == "mark":
-        return view.mark
     if kind == "iface":
         return _present(view.in_dev if of_source else view.out_dev)
     if kind == "mac" and of_source:

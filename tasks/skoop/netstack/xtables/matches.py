@@ -94,21 +94,23 @@ def _not_simulated(_: Options, __: int) -> Condition:
     raise NotUnderstood("it is not simulated")
 
 
-def _incomplete(match: Match) -> Condition:
-    return chance.not_simulated(match.name, match.options, f"-m {match.name}: its options are incomplete")
-
-
 @lru_cache(maxsize=1 << 14)
-def _of_packet(match: Match, family: int) -> Condition:
-    """Return the condition of a match that is made of its options alone: the same for every rule and namespace."""
+def _of_packet(match: Match, family: int) -> Condition | str:
+    """Return the condition of a match that is made of its options alone, or why there is none: the same in every namespace."""
     try:
         if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
             return header.no_extension_header(match.options, family)
         return MATCHES.get(match.name, _not_simulated)(match.options, family)
     except NotUnderstood as reason:
-        return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
+        return f"-m {match.name}: {reason}"
     except (ValueError, IndexError):
-        return _incomplete(match)
+        return f"-m {match.name}: its options are incomplete"
+
+
+@lru_cache(maxsize=1 << 14)
+def _shared_by_all(match: Match, family: int) -> Condition:
+    found = _of_packet(match, family)
+    return chance.not_simulated(match.name, match.options, found) if isinstance(found, str) else found
 
 
 class Scope:
@@ -135,13 +137,22 @@ class Scope:
 
     def _shared(self, match: Match) -> Condition:
         if match.name not in OF_NAMESPACE:
-            return _of_packet(match, self.family)
+            return _shared_by_all(match, self.family)
         if match not in self._made:
             self._made[match] = self.condition(match)
         return self._made[match]
 
     def condition(self, match: Match, lists: int = 1) -> Condition:
         """Return the condition of one match; one that cannot be evaluated answers unknown, with the reason."""
+        found = self._condition_or_why(match, lists)
+        return chance.not_simulated(match.name, match.options, found) if isinstance(found, str) else found
+
+    def objection(self, match: Match) -> str:
+        """Return why a match cannot be evaluated, "" if it can."""
+        found = self._condition_or_why(match, 1)
+        return found if isinstance(found, str) else ""
+
+    def _condition_or_why(self, match: Match, lists: int) -> Condition | str:
         try:
             if match.name == "set":
                 return self._in_set(match.options)
@@ -155,9 +166,9 @@ class Scope:
                 return host.ipvs(match.options, None if lacking else len(self.netns.ipvs))
             return _of_packet(match, self.family)
         except NotUnderstood as reason:
-            return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
+            return f"-m {match.name}: {reason}"
         except (ValueError, IndexError):
-            return _incomplete(match)
+            return f"-m {match.name}: its options are incomplete"
 
     def _in_set(self, options: Options) -> Condition:
         given = {option[0]: option for option in options}

@@ -87,7 +87,7 @@ class Table:
         self.id = TableId(netns, self.backend, self.family, self.name)
         self.scope = scope
         self.index_from = index_from
-        self._source = source
+        self.source = source
         self._by_name: Mapping[str, Chain] | None = None
         self._chains: dict[str, CompiledChain] = {}
 
@@ -96,7 +96,7 @@ class Table:
         chain = self._chains.get(name)
         if chain is None:
             if self._by_name is None:
-                self._by_name = {each.name: each for each in self._source.chains}
+                self._by_name = {each.name: each for each in self.source.chains}
             source = self._by_name.get(name)
             if source is None:
                 return None

@@ -59,15 +59,27 @@ REJECT_WORDS = {
 
 def compile_target(target: Target, family: int, chain_of: Callable[[str], RuleChain | None]) -> Effect:
     """Return the effect of a target; `chain_of` gives a user chain of the table by name."""
-    chain = chain_of(target.name) if target.name else None
+    found = _effect_or_why(target, family, chain_of)
+    return Effect(_unknown(found)) if isinstance(found, str) else found
+
+
+def objection(target: Target, family: int, chain_of: Callable[[str], RuleChain | None]) -> str:
+    """Return why it cannot be told what a target does, "" if it can."""
+    found = _effect_or_why(target, family, chain_of)
+    return found if isinstance(found, str) else ""
+
+
+def _effect_or_why(target: Target, family: int, chain_of: Callable[[str], RuleChain | None]) -> Effect | str:
+    name = target.name
+    chain = chain_of(name) if name else None
     if chain is not None:
         return Effect(_goto(chain) if target.goto else _jump(chain))
     return _of_options(target, family)
 
 
 @lru_cache(maxsize=1 << 13)
-def _of_options(target: Target, family: int) -> Effect:
-    """Return the effect of a target that is no chain: the same wherever it stands."""
+def _of_options(target: Target, family: int) -> Effect | str:
+    """Return the effect of a target that is no chain, or why it cannot be told: the same wherever it stands."""
     name = target.name
     try:
         if name in PASSIVE:
@@ -78,9 +90,9 @@ def _of_options(target: Target, family: int) -> Effect:
             return Effect(_npt(name, target.options))
         return Effect(TARGETS.get(name, _not_simulated)(target.options, family))
     except NotUnderstood as reason:
-        return Effect(_unknown(f"-j {name}: {reason}"))
+        return f"-j {name}: {reason}"
     except (ValueError, IndexError):
-        return Effect(_unknown(f"-j {name}: its options are incomplete"))
+        return f"-j {name}: its options are incomplete"
 
 
 def _not_simulated(_: Options, __: int) -> Act:
