@@ -5,7 +5,7 @@ had there and the tunnel's outer addresses, and where and why it was thrown away
 that is drawn stays the same all along. Of the simulator's possible outcomes one must agree.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from tasks.skoop.model.cluster import ClusterState
 from tasks.skoop.model.diagnosis import Diagnosis, FlowOutcome
 from tasks.skoop.model.packet import PROTOCOL_NUMBERS, Packet, Protocol
 from tasks.skoop.model.trace import Outcome, Reason, View, Walk
+from tasks.skoop.netstack.conntrack import Flow
 from tests.kernel.oracle.paths import Hop, Leg, Story
 from tests.kernel.oracle.reasons import meanings
 
@@ -58,6 +59,17 @@ def compare(diagnosis: Diagnosis, story: Story, attempt: Attempt, wires: Wires) 
     if not likely or any(one.client_sees == View.UNKNOWN for one in diagnosis.outcomes):
         return Comparison()
     return min((_against(one, story, attempt, wires) for one in likely), key=lambda found: len(found.said))
+
+
+def courses_of(
+    courses: Iterable[tuple[FlowOutcome, Flow]], story: Story, attempt: Attempt, wires: Wires
+) -> list[tuple[FlowOutcome, Flow]]:
+    """Return those of Diagnostor.connections that went the kernel's way and end as the client saw it."""
+    return [
+        (one, flow)
+        for one, flow in courses
+        if one.client_sees == attempt.view and not _against(one, story, attempt, wires).said
+    ]
 
 
 def _against(foretold: FlowOutcome, story: Story, attempt: Attempt, wires: Wires) -> Comparison:

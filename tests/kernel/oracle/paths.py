@@ -15,8 +15,8 @@ from msgspec import Struct
 from lab.prober import Attempt
 from tests.kernel.oracle.events import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, Event, Form, Kind
 
-_NUMBERS = {("tcp", False): TCP, ("udp", False): UDP, ("icmp", False): ICMP}
-_NUMBERS |= {("tcp", True): TCP, ("udp", True): UDP, ("icmp", True): ICMPV6}
+NUMBERS: dict[tuple[str, bool], int] = {("tcp", False): TCP, ("udp", False): UDP, ("icmp", False): ICMP}
+NUMBERS |= {("tcp", True): TCP, ("udp", True): UDP, ("icmp", True): ICMPV6}
 LARGE = 600
 """Bytes from which on a TCP segment is told of at all (watch.bpf.c), and is data."""
 
@@ -63,6 +63,8 @@ class Leg(Struct, frozen=True, kw_only=True):
 
     hops: tuple[Hop, ...] = ()
     drop: Drop | None = None
+    flags: int = 0
+    """TCP: those of the first packet."""
 
     def __bool__(self) -> bool:
         return bool(self.hops) or self.drop is not None
@@ -119,7 +121,7 @@ class Sorter:
         if not attempt.sport:
             return
         ask = attempt.ask
-        protocol = _NUMBERS[ask.protocol, ":" in ask.dst]
+        protocol = NUMBERS[ask.protocol, ":" in ask.dst]
         self._starts[ask.src, protocol, attempt.sport] = number
         self._learn((protocol, attempt.local_ip, attempt.sport, ask.dst, ask.dport), number, back=False)
 
@@ -278,7 +280,7 @@ def _leg(events: Sequence[Event]) -> Leg:
                 drop = _drop(event)
         else:
             hops.setdefault((event.netns, event.dev, event.kind, event.ttl), _hop(event))
-    return Leg(hops=tuple(hops.values()), drop=drop)
+    return Leg(hops=tuple(hops.values()), drop=drop, flags=kept[0].flags if kept else 0)
 
 
 def _without_copies(events: Sequence[Event]) -> Sequence[Event]:
