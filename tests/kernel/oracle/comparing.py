@@ -24,6 +24,8 @@ _UNSEEN = {Reason.LISTEN_OVERFLOW, Reason.ECHO_IGNORED}
 """The kernel throws these away without telling."""
 _BEYOND = {Reason.LINK_DOWN, Reason.PEER_MTU}
 """The simulator lets the packet arrive at the link's other end to be dropped there; the kernel drops it where it is sent."""
+_FLOODED = (Reason.NO_TX_TARGET, "OTHERHOST")
+"""A frame that a bridge does not know: to the simulator it has no target, the kernel shows it to all, and all throw it away."""
 _ECHO = (Protocol.ICMP, Protocol.ICMPV6)
 
 
@@ -93,8 +95,13 @@ def _legs(foretold: FlowOutcome, story: Story) -> Iterator[tuple[str, Walk, Leg]
         yield "reply", foretold.reply, story.reply
     elif story.reply.hops and foretold.forward.error is None:
         yield "reply", Walk(outcome=Outcome.UNKNOWN, detail="no answer"), story.reply
-    if foretold.data is not None and foretold.stalls and story.data:
+    if foretold.data is not None and foretold.stalls and _starts_alike(foretold.data, story.data):
         yield "data", foretold.data, story.data
+
+
+def _starts_alike(walk: Walk, leg: Leg) -> bool:
+    """Say whether it is the same end's data: the simulator tells of one direction, and both may be lost."""
+    return bool(leg.hops) and any(step.place.netns == leg.hops[0].netns for step in walk.steps[:1])
 
 
 class _Ports:
@@ -133,7 +140,7 @@ def _ways(walk: Walk, leg: Leg, wires: Wires, ports: _Ports, *, back: bool) -> I
     if len(foretold) > len(real):
         netns, dev, way, packet = foretold[len(real)]
         yield f"kernel's way ends after {len(real)} hops ({leg.drop}), simulator goes on to {netns} {dev} {way} {packet}"
-    elif len(real) > len(foretold) and walk.reason not in _BEYOND:
+    elif len(real) > len(foretold) and walk.reason not in _BEYOND and not _flooded(walk, leg):
         yield f"simulator's way ends after {len(foretold)} hops ({walk.place} {walk.reason}), kernel goes on to {real[len(foretold)]}"
 
 
@@ -164,6 +171,10 @@ def _headers(packet: Packet, hop: Hop, ports: _Ports, *, back: bool) -> str:
     return "" if ports.same(*mine) else "client's port"
 
 
+def _flooded(walk: Walk, leg: Leg) -> bool:
+    return leg.drop is not None and (walk.reason, leg.drop.reason) == _FLOODED
+
+
 def _end(walk: Walk, leg: Leg) -> tuple[str, int]:
     """Return how the ends differ ("" if they do not), and whether there was a drop to judge (0 or 1)."""
     stopped = walk.reason != Reason.NONE and walk.outcome not in (Outcome.DELIVERED, Outcome.UNKNOWN)
@@ -175,6 +186,8 @@ def _end(walk: Walk, leg: Leg) -> tuple[str, int]:
         return f"kernel dropped nothing (last seen {leg.hops[-1]}), simulator {ours}", 1
     if not stopped:
         return f"kernel {drop}, simulator {walk.outcome}", 1
+    if _flooded(walk, leg):
+        return "", 1
     if walk.place is not None and walk.place.netns != drop.netns and walk.reason not in _BEYOND:
         return f"kernel {drop}, simulator {ours}", 1
     known = meanings(drop)

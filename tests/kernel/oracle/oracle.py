@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,28 +69,29 @@ def inum(netns: Netns) -> int:
 
 
 class Symbols:
-    """The kernel's functions, by address. Read at the first question."""
+    """The kernel's functions, by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, listing: str) -> None:
+        """`listing` is /proc/kallsyms."""
+        lines = (line.split(None, 3)[:3] for line in listing.splitlines())
+        code = sorted((int(start, 16), name) for start, kind, name in lines if kind in "tTwW")
+        self._starts = [start for start, _ in code]
+        self._names = [name for _, name in code]
         self._known: dict[int, str] = {}
-        self._starts: list[int] = []
-        self._names: list[str] = []
 
     def at(self, address: int) -> str:
         """Return the function that holds an address, without what the compiler put behind its name; "" if none does."""
         name = self._known.get(address)
         if name is None:
-            if not self._starts:
-                self._read()
             index = bisect.bisect_right(self._starts, address) - 1
-            name = self._known[address] = self._names[index] if index >= 0 else ""
+            name = self._known[address] = self._names[index].partition(".")[0] if index >= 0 else ""
         return name
 
-    def _read(self) -> None:
-        lines = (line.split() for line in _SYMBOLS.read_text().splitlines())
-        code = sorted((int(words[0], 16), words[2].partition(".")[0]) for words in lines if words[1] in "tTwW")
-        self._starts = [start for start, _ in code]
-        self._names = [name for _, name in code]
+
+@cache
+def _symbols() -> Symbols:
+    """Read once a process: it takes some 200 ms, which a first drop should not wait for."""
+    return Symbols(_SYMBOLS.read_text())
 
 
 class Oracle:
@@ -100,8 +102,7 @@ class Oracle:
         self._namespaces = dict(namespaces)
         self._ring: RingBuffer | None = None
         library = Library()
-        self._symbols = Symbols()
-        self._decoder = Decoder(self._namespaces, library.reasons(), self._symbols.at)
+        self._decoder = Decoder(self._namespaces, library.reasons(), _symbols().at)
         self._object = BpfObject(library, compiled())
         try:
             self._object.put("watched", {struct.pack("=I", number): b"\1" for number in self._namespaces})

@@ -17,6 +17,9 @@ from tests.kernel.oracle.events import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, Ev
 
 NUMBERS: dict[tuple[str, bool], int] = {("tcp", False): TCP, ("udp", False): UDP, ("icmp", False): ICMP}
 NUMBERS |= {("tcp", True): TCP, ("udp", True): UDP, ("icmp", True): ICMPV6}
+_ECHO = (0, 8, 128, 129)
+_CLOSED = {"QUEUE_PURGE", "SOCKET_CLOSE", "TCP_CLOSE"}
+"""Packets that have arrived and go with their socket, no longer wanted."""
 LARGE = 600
 """Bytes from which on a TCP segment is told of at all (watch.bpf.c), and is data."""
 
@@ -90,6 +93,9 @@ class _Carried(NamedTuple):
     error: bool
     protocol: int
     netns: str
+    kind: Kind
+    in_tunnel: bool
+    """A vxlan: one that is translated to another port is told of as plain UDP from there on."""
 
 
 @dataclass(slots=True)
@@ -131,8 +137,10 @@ class Sorter:
         packets, known = self._packets, self._known
         strange: list[Event] = []
         for event in events:
+            if event.reason in _CLOSED:
+                continue
             here = _tuple(event)
-            owner = known.get(here)
+            owner = None if _is_error(event) else known.get(here)
             if owner is not None:
                 number, back = owner
                 error = False
@@ -146,7 +154,9 @@ class Sorter:
                 packets.pop(event.skb, None)
                 dropped.add(number)
             else:
-                packets[event.skb] = _Carried(number, back, error, event.protocol, event.netns)
+                packets[event.skb] = _Carried(
+                    number, back, error, event.protocol, event.netns, event.kind, event.form is Form.VXLAN
+                )
             self._keep(number, event, back=back, error=error)
         self._look_again(strange)
         return dropped
@@ -154,7 +164,7 @@ class Sorter:
     def _look_again(self, strange: Iterable[Event]) -> None:
         """Sort in what was sent under addresses that only a later event has explained (a RST that a rule makes)."""
         for event in strange:
-            owner = self._known.get(_tuple(event))
+            owner = None if _is_error(event) else self._known.get(_tuple(event))
             told = self._known.get(_about(event)) if owner is None and event.form is Form.ERROR else None
             if owner is not None:
                 self._keep(owner[0], event, back=owner[1], error=False)
@@ -176,11 +186,16 @@ class Sorter:
                 self._learn(here, started, back=False)
                 return started, False, False
         carried = self._packets.get(event.skb)
-        if carried is None or carried.protocol != event.protocol:
+        if carried is None or (
+            carried.protocol != event.protocol and not (carried.in_tunnel and event.protocol == UDP)
+        ):
             return None
-        if event.kind is Kind.TX and carried.netns != event.netns:  # the address is another packet's by now
+        if event.kind is not Kind.RX and (
+            carried.netns != event.netns or (carried.kind is Kind.RX and event.sock_netns == event.netns)
+        ):
+            del self._packets[event.skb]  # made here: the address is another packet's by now
             return None
-        if not carried.error:
+        if not carried.error and carried.protocol == event.protocol and not _is_error(event):
             self._learn(here, carried.number, back=carried.back)
         return carried.number, carried.back, carried.error
 
@@ -247,6 +262,11 @@ def paths(events: Iterable[Event], attempts: Sequence[Attempt]) -> list[Story]:
     return [sorter.story(number) for number in range(len(attempts))]
 
 
+def _is_error(event: Event) -> bool:
+    """Say whether it is an ICMP error (in a tunnel too): its addresses belong to no connection."""
+    return event.protocol in (ICMP, ICMPV6) and event.icmp_type not in _ECHO
+
+
 def _tuple(event: Event) -> Tuple5:
     return (event.protocol, event.src, event.sport, event.dst, event.dport)
 
@@ -267,7 +287,7 @@ def _first_answer(reply: list[Event]) -> list[Event]:
     if not reply or reply[0].protocol != TCP:
         return reply
     kind = reply[0].flags & (SYN | RST)
-    return [event for event in reply if event.flags & (SYN | RST) == kind]
+    return [event for event in reply if event.flags & (SYN | RST) == kind or event.protocol != TCP]
 
 
 def _leg(events: Sequence[Event]) -> Leg:

@@ -93,6 +93,17 @@ def test_an_address_of_the_kernel_used_again_is_another_packet() -> None:
     assert [hop.netns for hop in other.forward.hops] == ["node/n1"]
 
 
+def test_what_is_made_where_another_packet_has_arrived_is_not_that_packet() -> None:
+    first = [told(Kind.TX, "pod/a", "eth0", CLIENT, BACKEND), told(Kind.RX, "pod/b", "eth0", CLIENT, BACKEND)]
+    fresh = [
+        told(Kind.TX, "pod/b", "eth0", ("10.0.2.2", 9), ("10.0.1.9", 50), sock=("pod/b", 9)),
+        told(Kind.DROP, "node/n2", "", ("10.0.9.9", 9), ("10.0.1.9", 51), sock=("node/n2", 9), reason="NETFILTER_DROP"),
+    ]
+    (story,) = paths(first + fresh, [tried("pod/a", CLIENT, BACKEND)])
+    assert [hop.netns for hop in story.forward.hops] == ["pod/a", "pod/b"]
+    assert story.forward.drop is None
+
+
 def test_copies_flooded_to_others_are_left_out() -> None:
     events = [
         told(Kind.TX, "pod/a", "eth0", CLIENT, BACKEND),
@@ -136,6 +147,7 @@ def test_a_reset_on_its_way_is_not_silence() -> None:
 def test_a_reset_sent_before_its_addresses_are_known_is_the_answer() -> None:
     events = [
         told(Kind.TX, "pod/a", "eth0", CLIENT, VIP, at_ns=1),
+        told(Kind.RX, "node/n1", "veth1", CLIENT, VIP, at_ns=2),
         told(Kind.TX, "node/n1", "veth1", BACKEND, CLIENT, skb=2, flags=RST, at_ns=2),
         told(Kind.DROP, "node/n1", "veth1", CLIENT, BACKEND, reason="NETFILTER_DROP", at_ns=3),
         told(Kind.RX, "pod/a", "eth0", BACKEND, CLIENT, skb=2, flags=RST, at_ns=4),

@@ -6,7 +6,7 @@
  * The kernel's structures are named only as far as they are read; libbpf finds the fields' real places by the kernel's own
  * type information (CO-RE), so that no header of the kernel is needed and the object runs on any kernel that has it.
  * Of TCP only what tells a way is told: SYN, SYN-ACK, RST and large segments; of bare ACKs and small data only the drops.
- * Neighbour discovery, multicast listening, IGMP and ARP are left out: no connection of a scenario is one of these.
+ * Neighbour discovery, multicast listening, IGMP, redirects and ARP are left out: no connection of a scenario is one of these.
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -166,7 +166,7 @@ INLINE int read_packet(struct event *e, const unsigned char *head, u32 at)
 	read_l4(e, head, &l3);
 	if (l3.fragment)
 		return 1;
-	if (l3.protocol == 58 && e->icmp_type > 129)
+	if ((l3.protocol == 58 && e->icmp_type > 129) || (l3.protocol == 1 && e->icmp_type == 5))
 		return 0;
 	if (l3.protocol == 17 && (e->dport == 8472 || e->dport == 4789)) {
 		u8 vxlan[8];
@@ -187,7 +187,7 @@ INLINE int read_packet(struct event *e, const unsigned char *head, u32 at)
 		__builtin_memcpy(e->dst, dst, 16);
 		e->sport = e->dport = 0;
 		read_l4(e, head, &inner);
-		if (inner.protocol == 58 && e->icmp_type > 129 && !inner.fragment)
+		if (!inner.fragment && ((inner.protocol == 58 && e->icmp_type > 129) || (inner.protocol == 1 && e->icmp_type == 5)))
 			return 0;
 	}
 	if (is_error(e) && e->form == PLAIN) {
