@@ -11,8 +11,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from lab.netns import Netns
 from lab.servers import Servers
@@ -88,34 +89,55 @@ class _Try:
         self.done = True
 
 
+class Early(Protocol):
+    """Somebody who sees what becomes of the packets, so that silence need not be waited for."""
+
+    @property
+    def fd(self) -> int:
+        """Becomes readable when `hopeless` may have something new to say, and stays so until it is asked."""
+
+    def begin(self, attempts: Sequence[Attempt]) -> None:
+        """Look at these tries from now on; their first packets are out already."""
+
+    def hopeless(self) -> Collection[int]:
+        """Return the positions (in `attempts`) of tries that will hear nothing more."""
+
+
 _AT_ONCE = 128
 
 
-def attempt_all(asks: Sequence[Ask], spaces: dict[str, Netns], servers: Servers) -> list[Attempt]:
+def attempt_all(
+    asks: Sequence[Ask], spaces: dict[str, Netns], servers: Servers, early: Early | None = None
+) -> list[Attempt]:
     """Try everything, many at once, and return what each client saw, in order."""
     return [
         result
         for start in range(0, len(asks), _AT_ONCE)
-        for result in _attempt_some(asks[start : start + _AT_ONCE], spaces, servers)
+        for result in _attempt_some(asks[start : start + _AT_ONCE], spaces, servers, early)
     ]
 
 
-def _attempt_some(asks: Sequence[Ask], spaces: dict[str, Netns], servers: Servers) -> list[Attempt]:
+def _attempt_some(
+    asks: Sequence[Ask], spaces: dict[str, Netns], servers: Servers, early: Early | None
+) -> list[Attempt]:
     tries = [_start(ask, spaces[ask.src]) for ask in asks]
     try:
         with select.epoll() as poller:
             poller.register(servers.fd, select.EPOLLIN)
+            if early is not None:
+                early.begin([one.result for one in tries])
+                poller.register(early.fd, select.EPOLLIN)
             for one in tries:
                 if not one.done:
                     poller.register(one.sock.fileno(), select.EPOLLOUT if one.ask.protocol == "tcp" else select.EPOLLIN)
-            _wait(tries, poller, servers)
+            _wait(tries, poller, servers, early)
         return [one.result for one in tries]
     finally:
         for one in tries:
             one.sock.close()
 
 
-def _wait(tries: Sequence[_Try], poller: select.epoll, servers: Servers) -> None:
+def _wait(tries: Sequence[_Try], poller: select.epoll, servers: Servers, early: Early | None) -> None:
     by_fd = {one.sock.fileno(): one for one in tries}
     waited_since = time.perf_counter()  # starting them all took its time, which is not theirs
     while waiting := [one for one in tries if not one.done]:
@@ -124,11 +146,17 @@ def _wait(tries: Sequence[_Try], poller: select.epoll, servers: Servers) -> None
             if now >= waited_since + one.ask.timeout_s:
                 _give_up(one)
         left = min(one.ask.timeout_s for one in waiting) - (now - waited_since)
-        for fd, _ in poller.poll(max(0.0, min(left, 0.05)), 64):
+        ready = [fd for fd, _ in poller.poll(max(0.0, min(left, 0.05)), 256)]
+        for fd in ready:
             if fd == servers.fd:
                 servers.turn()
-            else:
+            elif fd in by_fd:
                 _step(by_fd[fd], poller)
+        if early is not None and ready == [early.fd]:  # nobody has anything to read: what is lost now is lost
+            for one in [tries[number] for number in early.hopeless()]:
+                if not one.done:
+                    _give_up(one)
+                    _leave_if_done(one, poller)
 
 
 def _give_up(one: _Try) -> None:

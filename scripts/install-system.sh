@@ -10,6 +10,7 @@ needs=(
   ip:iproute2 tc:iproute2 bridge:iproute2
   iptables-legacy:iptables iptables-nft:iptables nft:nftables ipset:ipset conntrack:conntrack
   ethtool:ethtool sysctl:procps ps:procps zstd:zstd unshare:util-linux nsenter:util-linux
+  clang:clang
 )
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -22,6 +23,7 @@ add() {
 for pair in "${needs[@]}"; do
   command -v "${pair%%:*}" >/dev/null || add "${pair##*:}"
 done
+compgen -G '/usr/lib*/*/libbpf.so.1' >/dev/null || compgen -G '/usr/lib*/libbpf.so.1' >/dev/null || add libbpf1
 if ! "$(dirname "$0")/find-python.sh" >/dev/null 2>&1; then
   add python3
   add python3-venv

@@ -72,6 +72,12 @@ class Diagnostor:
             missing=tuple(sorted({gap for outcome in outcomes for gap in _gaps(outcome)})),
         )
 
+    def connections(self, question: Question) -> tuple[tuple[FlowOutcome, Flow], ...]:
+        """Return every possible course, each with what the namespaces' connection tracking has made of it at its end."""
+        return tuple(
+            (outcome, course.flow if back is None else back.flow) for outcome, course, back in self._results(question)
+        )
+
     def _results(self, question: Question) -> tuple[Result, ...]:
         packet = self._first_packet(question)
         start = self._start(question)

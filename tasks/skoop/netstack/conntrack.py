@@ -60,6 +60,8 @@ def inverted(flow: Tuple) -> Tuple:
 
 
 Key = tuple[Protocol, int, Tuple]
+_ECHO_REPLIES = (0, 14, 16, 18, 129, 140)
+"""invmap of nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c."""
 
 
 class Known:
@@ -148,7 +150,10 @@ def direction(conn: Conn, packet: Packet) -> bool | None:
     if conn.protocol != packet.protocol:
         return None
     flow = tuple_of(packet)
-    if flow == conn.original:
+    answers = (
+        packet.icmp_type in _ECHO_REPLIES
+    )  # its type is part of the tuple, so that a host pinging itself knows them apart
+    if flow == conn.original and not answers:
         return False
     return True if flow == conn.reply else None
 
