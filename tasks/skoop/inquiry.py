@@ -351,10 +351,12 @@ def _together(answers: Iterator[Answers]) -> Answers:
     by: tuple[tuple[NetnsId, str], ...] = ()
     outside = False
     for answer in answers:
+        if answer is _NOBODY:
+            continue
         macs.update(dict.fromkeys(answer.macs))
         by += answer.by
         outside = outside or answer.outside
-    return Answers(macs=tuple(macs), by=by, outside=outside)
+    return Answers(macs=tuple(macs), by=by, outside=outside) if macs or outside else _NOBODY
 
 
 def _flooding(ns: Namespace, bridge: str, ingress: Interface | None) -> Iterator[Interface]:

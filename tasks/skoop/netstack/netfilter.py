@@ -119,8 +119,8 @@ def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
 
 def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     """Return every way of the packet through a hook; a way that ended there has its `end` set."""
-    family = skb.packet.version
-    if (why := ns.state.lacks(Section.IPTABLES)) is not None:
+    family = 6 if ":" in skb.packet.dst else 4
+    if ns.state.missing and (why := ns.state.lacks(Section.IPTABLES)) is not None:
         place = Place(netns=ns.id, stage=Stage.NETFILTER, hook=hook, table="*", chain=hook)
         skb.missing = (*skb.missing, f"{ns.id}: iptables rules ({why})")
         return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"rules not collected: {why}")]
@@ -219,7 +219,8 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, rerout
             way.packet = way.packet.with_(ct_state=CtState.UNTRACKED)
         if result.zone is not None:
             way.zone = result.zone
-        _save_connmark(ns, way, result)
+        if result.connmark is not None:
+            _save_connmark(ns, way, result)
         if reroutes and _routed_by(way.packet) != _routed_by(before):
             done += reroute(ns, way)
         else:
@@ -343,7 +344,7 @@ def track(ns: Namespace, skb: Skb) -> None:
         if seen_reply != conn.seen_reply or assured != conn.assured:
             conn = replace(conn, seen_reply=seen_reply, assured=assured)
             skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
-    skb.packet = packet.with_(ct_state=conntrack.state_of(conn, skb.is_reply))
+    skb.packet = replace(packet, ct_state=conntrack.state_of(conn, skb.is_reply))
 
 
 def _assures(conn: conntrack.Conn, skb: Skb) -> bool:
@@ -364,9 +365,9 @@ def _confirm(ns: Namespace, skb: Skb) -> None:
 
 
 def _nat(ns: Namespace, skb: Skb, hook: Hook, tables: Groups) -> list[Skb]:
-    conn = skb.connection(ns.id)
-    if conn is None or skb.untracked:
+    if skb.conn < 0 or skb.untracked:
         return [skb]
+    conn = skb.flow[ns.id][skb.conn]
     source = hook in _NAT_SOURCE
     if skb.packet.inner is not None:
         before = skb.packet
@@ -455,7 +456,8 @@ def _ask(ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...])
                 if result.verdict != Verdict.ACCEPT:
                     decided.append(_refuse(ns, after, hook, result))
                     continue
-                _save_connmark(ns, after, result)
+                if result.connmark is not None:
+                    _save_connmark(ns, after, result)
                 if result.nat is None:
                     still.append(after)
                 else:
@@ -524,6 +526,8 @@ def _redirect_to(ns: Namespace, skb: Skb, hook: Hook) -> Ip:
 
 def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> list[Skb]:
     conn = skb.flow[ns.id][skb.conn]
+    if not conn.snat and not conn.dnat:
+        return [skb]
     before = skb.packet
     after = conntrack.translate(before, conn, skb.is_reply, source=source)
     if after is before or after == before:
