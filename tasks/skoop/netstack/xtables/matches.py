@@ -97,13 +97,17 @@ def _incomplete(match: Match) -> Condition:
     return chance.not_simulated(match.name, match.options, f"-m {match.name}: its options are incomplete")
 
 
-@lru_cache(maxsize=1 << 14)
 def _of_packet(match: Match, family: int) -> Condition:
     """Return the condition of a match that is made of its options alone: the same for every rule and namespace."""
+    if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
+        return _built(header.no_extension_header, match, family)
+    return _built(MATCHES.get(match.name, _not_simulated), match, family)
+
+
+@lru_cache(maxsize=1 << 14)
+def _built(builder: Builder, match: Match, family: int) -> Condition:
     try:
-        if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
-            return header.no_extension_header(match.options, family)
-        return MATCHES.get(match.name, _not_simulated)(match.options, family)
+        return builder(match.options, family)
     except NotUnderstood as reason:
         return chance.not_simulated(match.name, match.options, f"-m {match.name}: {reason}")
     except (ValueError, IndexError):
