@@ -2,13 +2,15 @@
 
 The last line holds the figures: parse_s (iptables-save text to typed rules), load_s (a stored snapshot to the same rules),
 p50_ms and p99_ms (one pod to a ClusterIP, simulated), restore_ratio (parse_s over what `iptables-legacy-restore --test`
-takes for the same text in the same run; `unknown` where that cannot be run).
+takes for the same text in the same run; `unknown` where that cannot be run), pair_ms and pair_ratio (one random pair of the
+recorded small cluster, and that over what json.loads takes for a document of the same run).
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+from bench.pairs import diagnose_pairs
 from bench.recorded import cluster, dump_text, with_tables
 from bench.restore import restore_command, restore_seconds
 from bench.simulate import simulate
@@ -20,6 +22,7 @@ from tasks.skoop.snapshot.bulk import without_gc
 
 ROUNDS = 3
 QUESTIONS = 300
+PAIRS = 1000
 
 
 def main() -> int:
@@ -49,10 +52,15 @@ def main() -> int:
         loads = [timed(lambda: load(path))[0] for _ in range(ROUNDS)]
         print(f"load         {_seconds(loads)}")
         first, times = simulate(load(path), tables, QUESTIONS)
+        pair, reading = diagnose_pairs(cluster(Path(folder)), PAIRS)
     p50, p99 = (percentile(times, share) * 1000 for share in (0.5, 0.99))
     print(f"simulate     first {first:.3f} s, then {len(times)} questions: {p50:.2f} ms at p50, {p99:.2f} ms at p99")
+    print(f"pairs        {PAIRS} in a small cluster: {pair * 1000:.2f} ms each; json.loads: {reading * 1000:.2f} ms")
     ratio = f"{min(parses) / min(restores):.2f}" if restores else "unknown"
-    print(f"parse_s={min(parses):.3f} load_s={min(loads):.3f} p50_ms={p50:.2f} p99_ms={p99:.2f} restore_ratio={ratio}")
+    print(
+        f"parse_s={min(parses):.3f} load_s={min(loads):.3f} p50_ms={p50:.2f} p99_ms={p99:.2f} "
+        f"pair_ms={pair * 1000:.2f} pair_ratio={pair / reading:.2f} restore_ratio={ratio}"
+    )
     return 0
 
 

@@ -380,10 +380,12 @@ def _together(answers: Iterator[Answers]) -> Answers:
     by: tuple[tuple[NetnsId, str], ...] = ()
     outside = False
     for one in answers:
+        if one is _NOBODY:
+            continue
         macs.update(dict.fromkeys(one.macs))
         by += one.by
         outside = outside or one.outside
-    return Answers(macs=tuple(macs), by=by, outside=outside)
+    return Answers(macs=tuple(macs), by=by, outside=outside) if macs or outside else _NOBODY
 
 
 def _flooding(ns: Namespace, bridge: str, ingress: Interface | None) -> Iterator[Interface]:

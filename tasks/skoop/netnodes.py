@@ -7,7 +7,7 @@ devices are taken to be connected whose other end was not collected. What the in
 InfraShim's matter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from msgspec import Struct
@@ -99,6 +99,16 @@ class Cabling:
                 return None
             self._namespaces[netns] = Namespace(state, self)
         return self._namespaces[netns]
+
+    def adopt(self, namespaces: Iterable[Namespace]) -> None:
+        """Take over namespaces compiled for another state, those whose own state is the same object in this one.
+
+        They ask this cabling from now on: what they were compiled for must not be walked any more.
+        """
+        for namespace in namespaces:
+            if self.state.netns.get(namespace.id) is namespace.state:
+                namespace.wire = self
+                self._namespaces[namespace.id] = namespace
 
     def namespaces(self) -> Iterator[Namespace]:
         """Yield every collected namespace, compiled."""

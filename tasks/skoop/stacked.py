@@ -14,6 +14,8 @@ ports (its daemon's matter), stacks on a bridge of another namespace: all `unkno
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Frame
 from tasks.skoop.model.state import Interface, NetNS
@@ -37,7 +39,7 @@ class Lost(NamedTuple):
     missing: str = ""
 
 
-class Reached(NamedTuple):
+class Reached(Struct, frozen=True, gc=False):
     """The frame is at a device: about to leave by it (`down`) or taken by it (`up`, or a sibling: `arrived`)."""
 
     at: At

@@ -6,6 +6,7 @@ options, multicast routing, IPsec, source routing, redirects (they only change l
 """
 
 from enum import Enum, auto
+from functools import lru_cache
 
 from msgspec.structs import replace
 
@@ -124,6 +125,8 @@ def _lacking(ns: Namespace, skb: Skb, stage: Stage, key: str, what: str) -> Skb:
 def _martian(ns: Namespace, skb: Skb) -> Skb | None:
     """Drop what may not be on a wire (the head of ip_route_input_slow, ip6_rcv_core)."""
     packet = skb.packet
+    if _unremarkable(packet.src) and _unremarkable(packet.dst):
+        return None
     if packet.version == 6:
         if is_multicast(packet.src):
             return _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "multicast source")
@@ -141,12 +144,19 @@ def _martian(ns: Namespace, skb: Skb) -> Skb | None:
     return None
 
 
+@lru_cache(maxsize=1 << 15)
+def _unremarkable(ip: Ip) -> bool:
+    """Say whether an address is none of those that `_martian` looks for."""
+    return not (is_multicast(ip) or is_loopback(ip) or ip == "255.255.255.255" or ip.startswith("0."))
+
+
 def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
     packet = skb.packet
-    router = ns.routers[packet.version]
+    version = packet.version
+    router = ns.routers[version]
     found = router.lookup(FlowKey.of(packet, iif=skb.in_dev), ignore_linkdown=ns.ignore_linkdown)
     if found is not None and found.type in FOR_US:
-        if packet.version == 4 and found.type == "local":
+        if version == 4 and found.type == "local":
             wrong = _validate_source(ns, skb, out_dev="lo")
             if wrong is not None:
                 return [wrong]
@@ -155,11 +165,11 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb]
     refused = found is None or bool(found.errno)
     # IPv6 answers for a missing route whether it forwards or not (the null entry's input is ip6_pkt_discard)
-    if not ns.forwards(skb.in_dev, packet.version) and not (refused and packet.version == 6):
+    if not ns.forwards(skb.in_dev, version) and not (refused and version == 6):
         return [_not_forwarding(ns, skb)]
     if found is None or refused:
         return [_no_way(ns, skb, found)]
-    if packet.version == 6 and is_link_local(packet.src):
+    if version == 6 and is_link_local(packet.src):
         return [
             _dropped(ns, skb, Reason.IP_INVALID_SOURCE, Stage.ROUTE, packet.src, "link-local source is not forwarded")
         ]
@@ -167,7 +177,7 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
     legs = legs_for(ns, skb, found, src=packet.src, dst=packet.dst)
     for leg in legs:
         way = skb if len(legs) == 1 else skb.clone()
-        if packet.version == 4:
+        if version == 4:
             wrong = _validate_source(ns, way, out_dev=leg.dev)
             if wrong is not None:
                 ways.append(wrong)
@@ -387,7 +397,7 @@ def ip_forward(ns: Namespace, skb: Skb) -> list[Skb]:
     mtu_bytes = _route_mtu(skb) or out.mtu
     if packet.length > mtu_bytes and (packet.df or packet.version == 6):
         return [_too_big(ns, skb, mtu_bytes)]
-    skb.packet = packet.with_(ttl=packet.ttl - 1)
+    skb.packet = replace(packet, ttl=packet.ttl - 1)
     return _on_to_output(traverse(ns, skb, Hook.FORWARD))
 
 
@@ -456,7 +466,7 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
             place = ns.place(Stage.ROUTE, dev=leg.dev, key=packet.dst)
             way.finish(Outcome.UNREACHABLE, Reason.NO_SOURCE_ADDRESS, place, "no source address fits", error=error)
         else:
-            way.packet = packet.with_(src=src)
+            way.packet = packet if src == packet.src else replace(packet, src=src)
             _take(ns, way, found, leg)
             if found.type == "local" or leg.dev == "lo":  # __mkroute_output: by lo is RTCF_LOCAL, whatever the type
                 way.local_route, way.out_dev = True, "lo"
@@ -508,6 +518,8 @@ def _check_size(ns: Namespace, skb: Skb) -> None:
 def ip_local_out(ns: Namespace, skb: Skb) -> list[Skb]:
     """Pass OUTPUT."""
     vrf = ns.vrf_of(skb.out_dev)
+    if not vrf and skb.end is None:
+        return _on_to_output(traverse(ns, skb, Hook.OUTPUT))
     before = _vrf_out(ns, skb, vrf) if vrf else [skb]
     return _on_to_output(
         [one for way in before for one in (traverse(ns, way, Hook.OUTPUT) if way.end is None else [way])]

@@ -85,6 +85,8 @@ class Namespace:
         self._places: dict[tuple[Stage, str, str], Place] = {}
         self._conf: dict[tuple[str, str, int, int], int] = {}
         self._vrfs = frozenset(link.name for link in state.interfaces if link.vrf_table is not None)
+        self._highest: dict[tuple[str, str], int] = {}
+        self._either: dict[tuple[str, str], bool] = {}
         self._own = frozenset(address.ip for link in state.interfaces for address in link.addresses)
         self._calls_iptables: dict[tuple[str, int], bool] = {}
         self._linkdown = frozenset(name for name in self.links if self.either("ignore_routes_with_linkdown", name))
@@ -156,11 +158,19 @@ class Namespace:
 
     def either(self, name: str, dev: str) -> bool:
         """Return all OR interface (IN_DEV_ORCONF)."""
-        return bool(self.conf(name, "all") or self.conf(name, dev))
+        slot = (name, dev)
+        found = self._either.get(slot)
+        if found is None:
+            found = self._either[slot] = bool(self.conf(name, "all") or self.conf(name, dev))
+        return found
 
     def highest(self, name: str, dev: str) -> int:
         """Return max(all, interface) (IN_DEV_MAXCONF)."""
-        return max(self.conf(name, "all"), self.conf(name, dev))
+        slot = (name, dev)
+        found = self._highest.get(slot)
+        if found is None:
+            found = self._highest[slot] = max(self.conf(name, "all"), self.conf(name, dev))
+        return found
 
     def forwards(self, dev: str, family: int) -> bool:
         """Say whether packets that came in on the device may be forwarded (KERNEL.md 4.3, 4.9b)."""

@@ -200,6 +200,8 @@ def _redirect_to(ns: Namespace, skb: Skb, hook: Hook) -> Ip:
 
 def _rewrite(ns: Namespace, skb: Skb, hook: Hook, *, source: bool) -> list[Skb]:
     conn = skb.flow[ns.id][skb.conn]
+    if not conn.snat and not conn.dnat:
+        return [skb]
     before = skb.packet
     after = conntrack.translate(before, conn, skb.is_reply, source=source)
     if after is before or after == before:

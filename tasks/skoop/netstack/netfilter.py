@@ -100,8 +100,8 @@ def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
 
 def traverse(ns: Namespace, skb: Skb, hook: Hook) -> list[Skb]:
     """Return every way of the packet through a hook; a way that ended there has its `end` set."""
-    family = skb.packet.version
-    if (why := ns.state.lacks(Section.IPTABLES)) is not None:
+    family = 6 if ":" in skb.packet.dst else 4
+    if ns.state.missing and (why := ns.state.lacks(Section.IPTABLES)) is not None:
         place = Place(netns=ns.id, stage=Stage.NETFILTER, hook=hook, table="*", chain=hook)
         skb.missing = (*skb.missing, f"{ns.id}: iptables rules ({why})")
         return [skb.finish(Outcome.UNKNOWN, Reason.MISSING_STATE, place, f"rules not collected: {why}")]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.skoop.netstack.xtables import matches
 from tasks.skoop.netstack.xtables.matches import MATCHES
 from tests.scenarios.scenario import parse
 from tests.scenarios.simulated import tell
@@ -26,8 +25,6 @@ def test_without_the_new_match_the_answer_is_unknown() -> None:
 def test_the_new_match_does_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:
     table = dict(MATCHES)
     monkeypatch.setattr("tasks.skoop.netstack.xtables.matches.MATCHES", table)
-    matches._of_packet.cache_clear()
-    matches._shared_by_all.cache_clear()
     names: dict[str, object] = {"MATCHES": table}
     for code in blocks("python"):
         exec(code, names)

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tasks.skoop.model.xtables import Backend, Chain, Match, Rule, Target, XTable
+from tasks.skoop.parse import iptables
 from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
 
@@ -29,6 +30,24 @@ COMMIT
 
 def parse(text: str) -> tuple[XTable, ...]:
     return parse_iptables_save(text, backend=Backend.LEGACY, family=4, source="dump")
+
+
+def test_a_rule_is_the_same_object_in_every_small_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = parse(DUMP), parse(DUMP.replace("*filter", "*nat").replace("-A INPUT\n", "-A INPUT -j ACCEPT\n"))
+    assert again[1].chains[0].rules[0] is first[1].chains[0].rules[0]
+    assert again[1].chains[0].rules[1] == Rule("-j ACCEPT", (), Target("ACCEPT"))
+    monkeypatch.setattr(iptables, "SMALL_DUMP", 0)
+    assert parse(DUMP) == first
+    monkeypatch.undo()
+    monkeypatch.setattr(iptables, "REMEMBERED", 1)
+    assert parse(DUMP) == first
+
+
+def test_a_bad_rule_stays_bad_when_it_is_read_again() -> None:
+    bad = DUMP.replace("-j KUBE-FIREWALL", "-j KUBE-FIREWALL -j DROP")
+    for _ in range(2):
+        with pytest.raises(ParseError, match="a second target"):
+            parse(bad)
 
 
 def test_reads_tables_chains_policies_and_rules() -> None:

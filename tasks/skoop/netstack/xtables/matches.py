@@ -94,20 +94,23 @@ def _not_simulated(_: Options, __: int) -> Condition:
     raise NotUnderstood("it is not simulated")
 
 
-@lru_cache(maxsize=1 << 14)
 def _of_packet(match: Match, family: int) -> Condition | str:
     """Return the condition of a match that is made of its options alone, or why there is none: the same in every namespace."""
+    if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
+        return _built(header.no_extension_header, match, family)
+    return _built(MATCHES.get(match.name, _not_simulated), match, family)
+
+
+@lru_cache(maxsize=1 << 14)
+def _built(builder: Builder, match: Match, family: int) -> Condition | str:
     try:
-        if match.name in SHARED_NAMES and (not match.options or match.options[0][0] != match.name):
-            return header.no_extension_header(match.options, family)
-        return MATCHES.get(match.name, _not_simulated)(match.options, family)
+        return builder(match.options, family)
     except NotUnderstood as reason:
         return f"-m {match.name}: {reason}"
     except (ValueError, IndexError):
         return f"-m {match.name}: its options are incomplete"
 
 
-@lru_cache(maxsize=1 << 14)
 def _shared_by_all(match: Match, family: int) -> Condition:
     found = _of_packet(match, family)
     return chance.not_simulated(match.name, match.options, found) if isinstance(found, str) else found

@@ -188,9 +188,11 @@ def _run(way: Way, pending: list[Way]) -> TableResult:
             if truth is not False and (truth is True or _take(way, rule, truth, pending)):
                 break
         else:
-            result = way.leave()
-            if result is not None:
+            if way.stack is None:
+                result = way.leave()
+                assert result is not None
                 return result
+            way.rules, way.at, way.stack = way.stack
             continue
         result = rule.effect.act(way, rule)
         if result is not None:

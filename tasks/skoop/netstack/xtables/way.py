@@ -53,7 +53,7 @@ class Effect(NamedTuple):
 class CompiledRule:
     """One rule, ready to be asked. `number` counts from 1 in its chain."""
 
-    __slots__ = ("_places", "chain", "conditions", "effect", "number", "source", "table")
+    __slots__ = ("chain", "conditions", "effect", "number", "places", "source", "table")
 
     def __init__(
         self, table: TableId, chain: str, number: int, source: Rule, conditions: tuple[Condition, ...], effect: Effect
@@ -64,13 +64,13 @@ class CompiledRule:
         self.source = source
         self.conditions = conditions
         self.effect = effect
-        self._places: dict[Hook, Place] = {}
+        self.places: dict[Hook, Place] = {}
 
     def place(self, hook: Hook) -> Place:
         """Return where this rule stands, as the user would see it."""
-        place = self._places.get(hook)
+        place = self.places.get(hook)
         if place is None:
-            place = self._places[hook] = self.table.place(hook, self.chain, self.number, self.source.raw)
+            place = self.places[hook] = self.table.place(hook, self.chain, self.number, self.source.raw)
         return place
 
     def holds(self, view: PacketView) -> Truth:
@@ -155,7 +155,8 @@ class Way:
 
     def note(self, rule: CompiledRule, action: str, detail: str = "") -> None:
         """Record that a rule matched and what came of it, with the packet as it is now."""
-        self.steps.append(Step(place=rule.place(self.hook), action=action, detail=detail, packet=self.view.packet))
+        place = rule.places.get(self.hook) or rule.place(self.hook)
+        self.steps.append(Step(place=place, action=action, detail=detail, packet=self.view.packet))
 
     def decide(self, rule: CompiledRule, chance: Chance, taken: bool) -> None:
         """Go on as if the rule's uncertain conditions hold (`taken`) or do not."""
