@@ -91,12 +91,11 @@ def perform(world: World, fault: str = "") -> Record:
             for number, ask in enumerate(world.asks)
         ]
         attempts = attempt_all(asks, spaces, servers)
-        lost = [index for index, attempt in enumerate(attempts) if attempt.view == View.TIMEOUT]
-        again = [replace(asks[index], sport=asks[index].sport and asks[index].sport + 1000) for index in lost]
-        for index, attempt in zip(
-            lost, attempt_all(again, spaces, servers), strict=True
-        ):  # in case the machine was busy
-            attempts[index] = replace(attempt, ask=asks[index])
+        for index, attempt in enumerate(attempts):
+            if (
+                attempt.view == View.TIMEOUT
+            ):  # the machine was busy, or another's ARP request taught somebody: alone, then
+                attempts[index] = replace(_alone(asks[index], spaces, servers), ask=asks[index])
     return Record(
         world=world.name,
         fault=fault,
@@ -104,6 +103,13 @@ def perform(world: World, fault: str = "") -> Record:
         netns=netns,
         tried=tuple(_tried(ask, attempt) for ask, attempt in zip(asks, attempts, strict=True)),
     )
+
+
+def _alone(ask: Ask, spaces: dict[str, Netns], servers: Servers) -> Attempt:
+    """Try one connection with nobody's neighbours known but those that were set by hand."""
+    for netns in spaces.values():
+        netns.run(["ip", "neigh", "flush", "all"])
+    return attempt_all([replace(ask, sport=ask.sport and ask.sport + 1000)], spaces, servers)[0]
 
 
 def _tried(ask: Ask, attempt: Attempt) -> Tried:
