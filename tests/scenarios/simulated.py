@@ -58,6 +58,8 @@ def _connect(diagnostor: Diagnostor, what: Connect) -> tuple[Seen, tuple[str, ..
         sport=what.sport,
         payload_bytes=what.payload,
         df=what.df,
+        tos=what.tos,
+        uid=0,
     )
     diagnosis = diagnostor.diagnose(question)
     results: dict[str, float] = {}

@@ -17,7 +17,7 @@ from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import IcmpError, Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack, icmp, ipvs
-from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.fib import FlowKey, Found, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import Response, Skb
@@ -210,8 +210,8 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, rerout
     return done
 
 
-def _routed_by(packet: Packet) -> tuple[int, Ip, Ip]:
-    return packet.mark, packet.src, packet.dst
+def _routed_by(packet: Packet) -> tuple[int, int, Ip, Ip]:
+    return packet.mark, packet.tos, packet.src, packet.dst
 
 
 def _save_connmark(ns: Namespace, skb: Skb, result: TableResult) -> None:
@@ -447,7 +447,7 @@ def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: Tabl
     packet = skb.packet
     match action.kind:
         case NatKind.MASQUERADE:
-            src = select_source(ns.state.interfaces, skb.out_dev, skb.next_hop or packet.dst, "global")
+            src = ns.source_for(skb.out_dev, skb.next_hop or packet.dst, "global")
             if src is None:
                 place = result.steps[-1].place
                 return skb.finish(

@@ -74,7 +74,7 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.vlan, skb.out_dev = link.vlan_id or 0, lower.name
         skb.step(place, "tag", f"VLAN {link.vlan_id}")
         return [skb]
-    packet = skb.packet.with_(mark=0, ct_state=CtState.NONE)
+    packet = skb.packet.with_(mark=0, ct_state=CtState.NONE, uid=None)
     skb.step(place, "send", link.name)
     frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac, skb.vlan)  # type: ignore[arg-type]  # MACs by construction
     skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
