@@ -9,7 +9,7 @@ from pathlib import Path
 from lab import rtnl
 from lab.errors import LabFailed
 from lab.netns import Netns, write_sysctl
-from tests.scenarios.scenario import ADDRESS_FLAGS, BENCH, PORT_FLAGS, Device, Scenario, Space
+from tests.scenarios.scenario import ADDRESS_FLAGS, BENCH, PORT_FLAGS, STATES, Device, Scenario, Space
 from tests.scenarios.state import base_sysctls, carrier
 from tests.scenarios.tables import family_of, saved
 
@@ -48,8 +48,12 @@ def built(scenario: Scenario, lock: Path) -> Iterator[dict[str, Netns]]:
         for name, netns in spaces.items():
             _furnish(scenario.spaces[name], netns, six=scenario.six)
         _wait(scenario, spaces)
-        for name, netns in spaces.items():  # nexthop objects want a carrier
+        for name, netns in spaces.items():  # nexthop objects, and states of ports, want a carrier
             space = scenario.spaces[name]
+            ports = [one for one in space.devices.values() if one.state]
+            _batch(
+                netns, "ip", [f"link set dev {one.name} type bridge_slave state {STATES[one.state]}" for one in ports]
+            )
             lines = [f"nexthop add {' '.join(words)}" for words in space.nexthops]
             _batch(
                 netns, "ip", [*lines, *(f"route add {' '.join(words)}" for words in space.routes if "nhid" in words)]

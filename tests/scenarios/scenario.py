@@ -5,6 +5,7 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
     veth client:eth0 gw:eth0                                     # a pair of devices
     netns gw
       link   eth0 10.0.0.1/24  [mtu N] [down] [noarp] [master BR] [hairpin] [isolated] [noflood] [nolearning] [group N]
+             [state listening|learning]
       link   eth0 fd00::1/64 deprecated                          # the address in front of it
       nexthop id 1 via 10.0.0.9                                  # as `ip nexthop add`
       bridge br0 [nf_call_iptables 1]                            # options as `ip link add … type bridge` has them
@@ -39,7 +40,9 @@ PORT_FLAGS = {"hairpin": ("hairpin", "on"), "isolated": ("isolated", "on"), "nof
 PORT_FLAGS |= {"nolearning": ("learning", "off")}
 EXPECT = "expect minimal"
 ADDRESS_FLAGS = {"deprecated": "preferred_lft 0"}
-_SETTINGS = ("up", "down", "noarp", "mtu", "master", "group")
+_SETTINGS = ("up", "down", "noarp", "mtu", "master", "group", "state")
+STATES = {"listening": 1, "learning": 2}
+"""States that a bridge's port keeps which somebody sets by hand, where the bridge runs no spanning tree."""
 _KINDS = ("bridge", "vxlan", "dummy")
 _FLAGS = {"syn": TcpFlags.SYN, "synack": TcpFlags.SYN_ACK, "ack": TcpFlags.ACK, "rst": TcpFlags.RST}
 
@@ -67,6 +70,7 @@ class Device:
     flags: dict[str, str] = field(default_factory=dict)
     """Flag of an address: deprecated."""
     group: int = 0
+    state: str = ""
     port_flags: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     peer: tuple[str, str] | None = None
@@ -320,6 +324,8 @@ class _Reader:
                 device.mtu = int(next(rest))
             elif word == "master":
                 device.master = next(rest)
+            elif word == "state":
+                device.state = next(rest)
             elif word == "group":
                 device.group = int(next(rest))
             elif word in ADDRESS_FLAGS:

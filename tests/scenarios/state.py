@@ -175,7 +175,7 @@ def _bridge(device: Device) -> Bridge:
 def _port(device: Device, bridge: Device) -> BridgePort:
     flags = device.port_flags
     return BridgePort(
-        state="forwarding" if bridge.up and device.up else "disabled",
+        state=(device.state or "forwarding") if bridge.up and device.up else "disabled",
         hairpin="hairpin" in flags,
         isolated="isolated" in flags,
         flood="noflood" not in flags,

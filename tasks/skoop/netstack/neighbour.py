@@ -55,6 +55,8 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
+    if answers.macs:
+        skb.flow = History(skb.flow).heard(link.mac, *answers.macs)
     if answers.macs and asker is not None and answers.by and ":" not in target:
         skb.flow = History(skb.flow).taught(answers.by, asker, link.mac)
     if answers.macs:

@@ -25,7 +25,7 @@ from tasks.skoop.collect.namespace import collect_namespace
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.model.trace import View
-from tests.kernel.devices.world import Serve, World, netns_of
+from tests.kernel.devices.world import PATIENCE_S, Serve, World, netns_of
 
 SO_BINDTODEVICE, IP_PKTINFO, IPV6_RECVPKTINFO = 25, 8, 49
 ARP_RETRY_MS = 40
@@ -86,8 +86,9 @@ def perform(world: World, fault: str = "") -> Record:
     """Build the world with a fault ("": none), collect it, try its connections. Raises LabFailed where it cannot be built."""
     with _built(world, fault) as spaces, _served(world, spaces) as servers:
         netns = {name: _collected(space, spaces) for name, space in spaces.items()}
+        patience_s = float(os.environ.get("PATIENCE_S", PATIENCE_S))
         asks = [
-            replace(ask, sport=PORT + number) if ask.protocol != "icmp" else ask
+            replace(ask, sport=PORT + number if ask.protocol != "icmp" else 0, timeout_s=patience_s)
             for number, ask in enumerate(world.asks)
         ]
         attempts = attempt_all(asks, spaces, servers)
