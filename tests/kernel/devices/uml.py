@@ -141,6 +141,7 @@ def main() -> int:
             if not seen.scenarios:
                 print(f"{world}: {console}")  # noqa: T201
                 wrong += 1
+            print(f"{world}: {seen.scenarios} scenarios, {seen.verdicts} verdicts", flush=True)  # noqa: T201
             count, tried, wrong = count + seen.scenarios, tried + seen.verdicts, wrong + seen.mismatches
     seconds = time.monotonic() - started
     print(f"scenarios={count} verdicts={tried} mismatches={wrong} seconds={seconds:.0f}")  # noqa: T201
