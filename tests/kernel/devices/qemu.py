@@ -30,7 +30,7 @@ PATIENCE_S = 2.5
 FIRST = ("virtio_pci", "9pnet_virtio", "9p")
 """What the first root file system must load to see this system's files."""
 WANTED = (
-    "veth bridge wireguard nf_tables iptable_filter iptable_nat iptable_mangle iptable_raw xt_tcpudp nf_conntrack_netlink"
+    "veth bridge wireguard nf_tables ip_set iptable_filter iptable_nat iptable_mangle iptable_raw xt_tcpudp nf_conntrack_netlink"
     " inet_diag tcp_diag udp_diag raw_diag"
 )
 INIT = """#!/bin/busybox sh
