@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.kernel.devices.uml import REPOSITORY, judge, run_kernel
+from tests.kernel.devices.uml import REPOSITORY, judge, program, run_kernel
 from tests.kernel.devices.world import QEMU_WORLDS
 
 STATE = REPOSITORY / ".state" / "qemu"
@@ -44,10 +44,15 @@ share=trans=virtio,version=9p2000.L,msize=512000
 /bin/busybox mount -t sysfs sysfs /host/sys
 /bin/busybox mount -t devtmpfs devtmpfs /host/dev
 for folder in /run /var/tmp; do /bin/busybox mount -t tmpfs tmpfs /host$folder; done
+echo /modprobe > /proc/sys/kernel/modprobe
 /bin/busybox chroot /host /bin/sh {out}/inside
 /bin/busybox sync
 /bin/busybox poweroff -f
 """
+MODPROBE = """#!/bin/busybox sh
+exec /bin/busybox chroot /host /sbin/modprobe -d {kernel} "$@"
+"""
+"""What the kernel itself calls for further modules: it does so in the first root."""
 INSIDE = """export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run
 export PYTHONDONTWRITEBYTECODE=1 XTABLES_LOCKFILE=/run/xtables PATIENCE_S={patience_s}
 modprobe -a -d {kernel} {modules}
@@ -131,9 +136,8 @@ def _first_root(kernel: Path, here: Path, out: Path) -> Path:
     paths = list(dict.fromkeys(line.split()[1] for line in listed.splitlines() if line.startswith("insmod ")))
     for path in paths:
         shutil.copy(path, root / "modules")
-    init = root / "init"
-    init.write_text(INIT.format(first=" ".join(Path(path).name for path in paths), out=out))
-    init.chmod(0o755)
+    program(root / "init", INIT.format(first=" ".join(Path(path).name for path in paths), out=out))
+    program(root / "modprobe", MODPROBE.format(kernel=kernel))
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
     packed = subprocess.run(
         ["cpio", "--quiet", "-o", "-H", "newc"], input=names.encode(), cwd=root, check=True, capture_output=True

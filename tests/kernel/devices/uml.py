@@ -61,8 +61,8 @@ def boot(out: Path, worlds: list[str]) -> str:
         script = INIT.format(
             here=here, modules=WANTED, repository=REPOSITORY, python=sys.executable, out=out, worlds=" ".join(worlds)
         )
-        _program(here / "modprobe", f'#!/bin/sh\nexec /sbin/modprobe -d {here} "$@"\n')
-        _program(here / "init", script)
+        program(here / "modprobe", f'#!/bin/sh\nexec /sbin/modprobe -d {here} "$@"\n')
+        program(here / "init", script)
         environment = dict(os.environ)
         shim = _shim(here)
         if shim is not None:
@@ -104,7 +104,8 @@ def run_kernel(words: list[str], environment: dict[str, str], timeout_s: float) 
             return f"{kernel.communicate()[0]}\nnot ended after {timeout_s} s"
 
 
-def _program(path: Path, text: str) -> None:
+def program(path: Path, text: str) -> None:
+    """Write a script that can be run."""
     path.write_text(text)
     path.chmod(0o755)
 
