@@ -97,6 +97,10 @@ bench: system $(BIN)/.dev-stamp ## measure; the last line holds the figures
 fuzz-uml: $(BIN)/.dev-stamp ## try tunnels, VLANs, macvlan, VRFs … in user-mode Linux against the simulator (WORLDS="ipip vrf")
 	@$(BIN)/python -m tests.kernel.devices.uml $(WORLDS)
 
+.PHONY: fuzz-wireguard
+fuzz-wireguard: $(BIN)/.dev-stamp ## try wireguard under Debian's kernel in qemu against the simulator
+	@$(BIN)/python -m tests.kernel.devices.qemu $(WORLDS)
+
 .PHONY: clean
 clean: ## remove .venv, caches and build results
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .state

@@ -37,6 +37,8 @@ class Ask:
     src_ip: str = ""
     payload: int = 0
     df: bool = False
+    tos: int = 0
+    """TOS octet of what the client sends (IPv6: the traffic class)."""
     timeout_s: float = 0.5
 
 
@@ -186,6 +188,9 @@ def _start(ask: Ask, netns: Netns) -> _Try:
     else:
         option = IPV6_MTU_DISCOVER if six else IP_MTU_DISCOVER
         sock.setsockopt(level, option, PMTUDISC_DO if ask.df else PMTUDISC_DONT)
+    if ask.tos:
+        name = socket.IPV6_TCLASS if six else socket.IP_TOS
+        sock.setsockopt(level, name, ask.tos)
     one = _Try(ask, sock, Attempt(ask=ask, view=View.UNKNOWN), time.perf_counter())
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -113,9 +113,10 @@ class Diagnostor:
             dport=0 if echo else question.dst.port,
             length=header + (40 if tcp else 8 + payload),
             df=tcp or question.df,
-            ttl=_DEFAULT_TTL,
             tcp_flags=flags,
             icmp_type=(128 if version6 else 8) if echo else -1,
+            tos=question.tos,
+            uid=question.src.uid,
         )
 
     # --- what comes back -------------------------------------------------------------------------------------------
@@ -174,6 +175,7 @@ class Diagnostor:
                 dport=packet.sport,
                 length=min(packet.length, _ANSWER_BYTES),
                 df=packet.df and packet.protocol == Protocol.TCP,
+                mark=self._mark_of_answer(course),
                 tcp_flags=TcpFlags.SYN_ACK if packet.protocol == Protocol.TCP else TcpFlags.NONE,
             )
             passages = node.send(answer, course.flow, bound=True, answer=True, oif=course.end.oif, user=_server(course))
@@ -244,6 +246,12 @@ class Diagnostor:
         lost = replace(stalled, probability=outcome.probability * _HALF_OPEN_LOST, client_sees=View.TIMEOUT)
         return [(stalled, course, back), (lost, course, back)]
 
+    def _mark_of_answer(self, course: Course) -> int:
+        """Return the mark that a connection has from its first packet on (inet_request_mark)."""
+        namespace = self.nodes.cabling.namespace(NetnsId(course.last))
+        accepts = namespace is not None and namespace.sysctl("net/ipv4/tcp_fwmark_accept")
+        return course.packet.mark if accepts and course.packet.protocol == Protocol.TCP else 0
+
     def segment(
         self,
         course: Course,
@@ -259,7 +267,8 @@ class Diagnostor:
         if start.startswith(EXTERNAL):
             return None
         first = course.original if not backwards else _mirror(course.packet)
-        packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
+        mark = self._mark_of_answer(course) if backwards else 0
+        packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=mark)
         oif = course.end.oif if backwards else ""
         known = reply.flow if flow is None else flow
         user = _server(course) if backwards else course.user

@@ -248,7 +248,7 @@ class StackNode:
             yield Passage(exit=self._lost(way, below))
             return
         for after, frame in self._crossed(way, below, EGRESS):
-            yield from [Passage(exit=after)] if after.end else self._leave(after, below._replace(frame=frame))
+            yield from [Passage(exit=after)] if after.end else self._leave(after, replace(below, frame=frame))
 
     def _leave(self, way: Exit, below: Reached) -> Iterator[Passage]:
         if below.arrived or below.entry:

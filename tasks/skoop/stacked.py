@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import Frame
@@ -114,7 +115,7 @@ class Stacks:
             if isinstance(step, Lost):
                 return step
             if step.arrived or step.entry:
-                return step._replace(passed=passed)
+                return replace(step, passed=passed)
             at, frame = step.at, step.frame
             passed = (*passed, at)
         return Lost(at, Reason.LOOP, "devices stand on one another in a circle")

@@ -17,7 +17,7 @@ from lab.netns import Netns, write_sysctl
 from tasks.skoop.model.state import NftTable
 from tasks.skoop.model.xtables import Backend
 from tasks.skoop.parse.nft import FAMILIES, lacks_devices, parse_nft, with_devices
-from tests.scenarios.scenario import BENCH, PORT_FLAGS, Device, Scenario, Space
+from tests.scenarios.scenario import ADDRESS_FLAGS, BENCH, PORT_FLAGS, STATES, Device, Scenario, Space
 from tests.scenarios.state import base_sysctls, carrier
 from tests.scenarios.tables import family_of, saved
 
@@ -57,6 +57,16 @@ def built(scenario: Scenario, lock: Path) -> Iterator[dict[str, Netns]]:
         for name, netns in spaces.items():
             _furnish(scenario.spaces[name], netns, six=scenario.six)
         _wait(scenario, spaces)
+        for name, netns in spaces.items():  # nexthop objects, and states of ports, want a carrier
+            space = scenario.spaces[name]
+            ports = [one for one in space.devices.values() if one.state]
+            _batch(
+                netns, "ip", [f"link set dev {one.name} type bridge_slave state {STATES[one.state]}" for one in ports]
+            )
+            lines = [f"nexthop add {' '.join(words)}" for words in space.nexthops]
+            _batch(
+                netns, "ip", [*lines, *(f"route add {' '.join(words)}" for words in space.routes if "nhid" in words)]
+            )
         yield spaces
     finally:
         for netns in spaces.values():
@@ -114,8 +124,10 @@ def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
     for device in space.devices.values():
         for address in device.addresses:
             extra = "nodad" if ":" in address else "brd +" if not address.endswith(("/31", "/32")) else ""
+            if flag := device.flags.get(address):
+                extra += f" {ADDRESS_FLAGS[flag]}"
             lines.append(f"addr add {address} dev {device.name} {extra}")
-    lines += [f"route add {' '.join(words)}" for words in space.routes]
+    lines += [f"route add {' '.join(words)}" for words in space.routes if "nhid" not in words]
     lines += [f"neigh add {' '.join(_permanent(words))}" for words in space.neighbours]
     lines += [f"rule add {' '.join(words)}" for words in space.rules if family_of(words) == 4]
     _batch(netns, "ip", lines)
@@ -134,6 +146,8 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield f"link add name {device.name} index {device.index} address {device.mac} type {device.kind} {words}"
     if device.mtu:
         yield f"link set dev {device.name} mtu {device.mtu}"
+    if device.group:
+        yield f"link set dev {device.name} group {device.group}"
     if device.noarp:
         yield f"link set dev {device.name} arp off"
 

@@ -18,6 +18,7 @@ from tasks.skoop.model.state import NetNS, Route
 from tasks.skoop.model.trace import View
 from tasks.skoop.model.xtables import Match, Target, XTable
 from tasks.skoop.parse.iptables import parse_iptables_save
+from tasks.skoop.parse.nexthops import parse_nexthops, resolve
 from tasks.skoop.parse.routes import parse_routes, parse_rules
 from tests.scenarios.building import built, filter_up, nft_counters, nft_tables
 from tests.scenarios.frames import frame, read
@@ -97,6 +98,7 @@ class _Bench:
             sport=what.sport,
             payload=what.payload or (32 if what.protocol == Protocol.UDP else 0),
             df=what.df,
+            tos=what.tos,
             timeout_s=self.patience_s,
         )
         attempts = attempt_all([ask] * what.times, self.spaces, self.servers)
@@ -213,6 +215,8 @@ def _open(servers: Servers, netns: Netns, listen: Listen, address: str, *, v6onl
     with netns.inside():
         sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listen.shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if six:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
         if listen.protocol == "udp":
@@ -242,8 +246,10 @@ def _fill(netns: Netns, listen: Listen) -> socket.socket:
 
 def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterator[str]:
     real: set[Route] = set()
+    objects = parse_nexthops(netns.run(["ip", "-j", "nexthop", "show"])) if space.nexthops else ()
     for family in (4, 6) if six else (4,):
-        real |= set(parse_routes(netns.run(["ip", "-j", f"-{family}", "route", "show", "table", "all"]), family=family))
+        shown = parse_routes(netns.run(["ip", "-j", f"-{family}", "route", "show", "table", "all"]), family=family)
+        real |= set(resolve(shown, objects))
         rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "rule"]), family=family)
         if list(rules) != [rule for rule in told.rules if rule.family == family]:
             yield f"{space.name}: rules are {rules}"

@@ -4,7 +4,10 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
 
     veth client:eth0 gw:eth0                                     # a pair of devices
     netns gw
-      link   eth0 10.0.0.1/24  [mtu N] [down] [noarp] [master BR] [hairpin] [isolated] [noflood] [nolearning]
+      link   eth0 10.0.0.1/24  [mtu N] [down] [noarp] [master BR] [hairpin] [isolated] [noflood] [nolearning] [group N]
+             [state listening|learning]
+      link   eth0 fd00::1/64 deprecated                          # the address in front of it
+      nexthop id 1 via 10.0.0.9                                  # as `ip nexthop add`
       bridge br0 [nf_call_iptables 1]                            # options as `ip link add … type bridge` has them
       vxlan  flannel.1 id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning
       dummy  lan
@@ -13,9 +16,9 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       sysctl net.ipv4.ip_forward=1
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
       nft    add table netdev t                                  # as `nft -f` reads them, in order; see below
-      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full] [transparent]
-    connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N]
-    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df]
+      listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full] [shared] [transparent]         # shared: SO_REUSEPORT
+    connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N] [tos N]
+    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df] [tos N]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
 
 A device that no `veth` line pairs has its other end on the tester's bench: `packet` puts a packet in there, and what comes out
@@ -43,6 +46,10 @@ FILTERS = ("iptables", "ip6tables", "iptables-nft", "ip6tables-nft")
 PORT_FLAGS = {"hairpin": ("hairpin", "on"), "isolated": ("isolated", "on"), "noflood": ("flood", "off")}
 PORT_FLAGS |= {"nolearning": ("learning", "off")}
 EXPECT = "expect minimal"
+ADDRESS_FLAGS = {"deprecated": "preferred_lft 0"}
+_SETTINGS = ("up", "down", "noarp", "mtu", "master", "group", "state")
+STATES = {"listening": 1, "learning": 2}
+"""States that a bridge's port keeps which somebody sets by hand, where the bridge runs no spanning tree."""
 _KINDS = ("bridge", "vxlan", "dummy")
 _FLAGS = {"syn": TcpFlags.SYN, "synack": TcpFlags.SYN_ACK, "ack": TcpFlags.ACK, "rst": TcpFlags.RST}
 
@@ -67,6 +74,10 @@ class Device:
     master: str = ""
     noarp: bool = False
     addresses: list[str] = field(default_factory=list)
+    flags: dict[str, str] = field(default_factory=dict)
+    """Flag of an address: deprecated."""
+    group: int = 0
+    state: str = ""
     port_flags: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     peer: tuple[str, str] | None = None
@@ -87,6 +98,7 @@ class Listen:
     v6only: bool = False
     full: bool = False
     transparent: bool = False
+    shared: bool = False
 
     def binds(self, *, six: bool) -> list[tuple[str, bool]]:
         """Return what it binds: (address, only IPv6), one for both families with TCP, one for each with UDP."""
@@ -103,6 +115,7 @@ class Space:
 
     name: str
     devices: dict[str, Device] = field(default_factory=dict)
+    nexthops: list[list[str]] = field(default_factory=list)
     routes: list[list[str]] = field(default_factory=list)
     rules: list[list[str]] = field(default_factory=list)
     neighbours: list[list[str]] = field(default_factory=list)
@@ -127,6 +140,7 @@ class Connect:
     payload: int = 0
     df: bool = False
     times: int = 1
+    tos: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +303,8 @@ class _Reader:
         match keyword:
             case "link":
                 self._links(space, words)
+            case "nexthop":
+                space.nexthops.append(words)
             case "route":
                 space.routes.append(words)
             case "rule":
@@ -331,6 +347,12 @@ class _Reader:
                 device.mtu = int(next(rest))
             elif word == "master":
                 device.master = next(rest)
+            elif word == "state":
+                device.state = next(rest)
+            elif word == "group":
+                device.group = int(next(rest))
+            elif word in ADDRESS_FLAGS:
+                device.flags[device.addresses[-1]] = word
             else:
                 device.port_flags.append(word)
 
@@ -344,7 +366,7 @@ class _Reader:
 
 
 def _is_setting(word: str) -> bool:
-    return "/" in word or word in ("up", "down", "noarp", "mtu", "master") or word in PORT_FLAGS
+    return "/" in word or word in _SETTINGS or word in PORT_FLAGS or word in ADDRESS_FLAGS
 
 
 def _slashed(key: str) -> str:
@@ -357,7 +379,7 @@ def _slashed(key: str) -> str:
 def _listen(words: list[str]) -> Listen:
     protocol, port, *rest = words
     dev = rest[rest.index("dev") + 1] if "dev" in rest else ""
-    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full", "transparent")]
+    plain = [word for word in rest if word not in ("dev", dev, "v6only", "full", "shared", "transparent")]
     return Listen(
         protocol=protocol,
         port=int(port),
@@ -366,6 +388,7 @@ def _listen(words: list[str]) -> Listen:
         v6only="v6only" in rest,
         full="full" in rest,
         transparent="transparent" in rest,
+        shared="shared" in rest,
     )
 
 
@@ -381,7 +404,7 @@ def end_of(text: str) -> tuple[Ip, int]:
 def _connect(words: list[str]) -> Connect:
     netns, protocol, to, *rest = words
     dst, dport = end_of(to)
-    numbers = {name: int(rest[rest.index(name) + 1]) for name in ("sport", "payload", "times") if name in rest}
+    numbers = {name: int(rest[rest.index(name) + 1]) for name in ("sport", "payload", "times", "tos") if name in rest}
     return Connect(netns=netns, protocol=Protocol(protocol), dst=dst, dport=dport, df="df" in rest, **numbers)
 
 
@@ -407,6 +430,7 @@ def _packet(words: list[str]) -> Packet:
         ttl=_number(rest, "ttl", 64),
         length=_number(rest, "len", smallest),
         df="df" in rest,
+        tos=_number(rest, "tos", 0),
         tcp_flags=flags if protocol == Protocol.TCP else TcpFlags.NONE,
         icmp_type=int(kind) if icmp else -1,
         icmp_code=int(code) if icmp else 0,
@@ -416,4 +440,4 @@ def _packet(words: list[str]) -> Packet:
 
 
 def _number(words: list[str], name: str, default: int) -> int:
-    return int(words[words.index(name) + 1]) if name in words else default
+    return int(words[words.index(name) + 1], 0) if name in words else default

@@ -63,6 +63,7 @@ def _connect(diagnostor: Diagnostor, what: Connect, *, frames: bool) -> tuple[Se
         sport=what.sport,
         payload_bytes=what.payload,
         df=what.df,
+        tos=what.tos,
     )
     diagnosis = diagnostor.diagnose(question)
     results: dict[str, float] = {}

@@ -24,7 +24,7 @@ from tasks.skoop.model.state import (
     Vxlan,
 )
 from tests.scenarios.scenario import BENCH, Device, Listen, Scenario, Space
-from tests.scenarios.tables import fdb_of, filters_of, neighbours_of, routes_of, rules_of
+from tests.scenarios.tables import fdb_of, filters_of, neighbours_of, nexthops_of, routes_of, rules_of
 
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 LOOPBACK = ("127.0.0.1/8", "::1/128")
@@ -86,6 +86,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
         interfaces=links,
         routes=_flagged((*own, *routes_of(space)), links, sysctls),
         rules=tuple(rule for family in families for rule in rules_of(space, family)),
+        nexthops=nexthops_of(space),
         neighbours=neighbours_of(space),
         fdb=fdb_of(space),
         sockets=tuple(socket for listen in space.listeners for socket in _sockets(scenario, listen)),
@@ -113,7 +114,8 @@ def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -
         noarp=device.noarp or device.kind == "dummy",
         master=device.master or None,
         peer=(netns_of(device.peer[0]), device.peer[1]) if device.peer else None,
-        addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], lo=lo)),
+        addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], device.flags, lo=lo)),
+        group=str(device.group or "default"),
         vxlan=vxlan,
         bridge=_bridge(device) if device.kind == "bridge" else None,
         port=_port(device, space.devices[device.master]) if device.master else None,
@@ -132,7 +134,7 @@ def mtu_of(space: Space, device: Device) -> int:
     return 1500
 
 
-def _addresses(texts: list[str], *, lo: bool) -> list[Address]:
+def _addresses(texts: list[str], flags: dict[str, str], *, lo: bool) -> list[Address]:
     found: list[Address] = []
     for text in texts:
         ip, _, length = text.partition("/")
@@ -144,9 +146,15 @@ def _addresses(texts: list[str], *, lo: bool) -> list[Address]:
                 prefixlen=int(length),
                 scope="host" if ip in ("127.0.0.1", "::1") and lo else "link" if ip.startswith("fe80:") else "global",
                 secondary=first and ":" not in ip,
+                deprecated=flags.get(text) == "deprecated",
             )
         )
-    return found
+    # ipv6_link_dev_addr: the latest first, link-local ones last
+    six = sorted(
+        ((one.scope == "link", -place, one) for place, one in enumerate(found) if ":" in one.ip),
+        key=lambda key: key[:2],
+    )
+    return [*(one for one in found if ":" not in one.ip), *(one for _, _, one in six)]
 
 
 def _vxlan(device: Device) -> Vxlan:
@@ -168,7 +176,7 @@ def _bridge(device: Device) -> Bridge:
 def _port(device: Device, bridge: Device) -> BridgePort:
     flags = device.port_flags
     return BridgePort(
-        state="forwarding" if bridge.up and device.up else "disabled",
+        state=(device.state or "forwarding") if bridge.up and device.up else "disabled",
         hairpin="hairpin" in flags,
         isolated="isolated" in flags,
         flood="noflood" not in flags,

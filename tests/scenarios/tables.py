@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from tasks.skoop.model.addr import contains, parse_ip, parse_net
-from tasks.skoop.model.state import FdbEntry, Neighbour, PolicyRule, Route
+from tasks.skoop.model.state import FdbEntry, Neighbour, NextHopObject, PolicyRule, Route
 from tasks.skoop.model.xtables import Backend, XTable
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
+from tasks.skoop.parse.nexthops import parse_nexthops, resolve
 from tasks.skoop.parse.routes import parse_routes, parse_rules
 from tests.scenarios.scenario import Space
 
@@ -50,6 +51,8 @@ def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
         row["type"] = kind
     if kind == "local":
         row |= {"table": "local", "scope": "host"}
+    if kind == "broadcast":
+        row["scope"] = "link"
     hops: list[Row] = []
     now = row
     for word in rest:
@@ -69,13 +72,62 @@ def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
                 row["metrics"] = [{"mtu": int(next(rest))}]
             case "metric" | "weight":
                 now[word] = int(next(rest))
-            case "table":
-                row["table"] = next(rest)
+            case "table" | "pref" | "from" | "tos":
+                row[word] = next(rest)
+            case "nhid":
+                row["nhid"] = int(next(rest))
             case _:
                 raise ValueError(f"route … {word}")
     six = ":" in " ".join(words)
+    if "nhid" in row:
+        hops = _hops_of(space, int(str(row["nhid"])))
+        if len(hops) == 1:
+            row |= {name: value for name, value in hops.pop().items() if name not in ("weight", "scope")}
+            row["scope"] = "link" if "dev" in row and "gateway" not in row else "global"
     _complete(space, row, hops, six=six)
-    return parse_routes(json.dumps([row]), family=6 if six else 4)
+    return resolve(parse_routes(json.dumps([row]), family=6 if six else 4), nexthops_of(space))
+
+
+def nexthops_of(space: Space) -> tuple[NextHopObject, ...]:
+    """Return the nexthop objects that the lines add."""
+    return parse_nexthops(json.dumps([_nexthop(space, words) for words in space.nexthops]))
+
+
+def _nexthop(space: Space, words: Sequence[str]) -> Row:
+    row: Row = {"flags": []}
+    rest = iter(words)
+    for word in rest:
+        match word:
+            case "id":
+                row["id"] = int(next(rest))
+            case "via":
+                row["gateway"] = next(rest)
+            case "dev":
+                row["dev"] = next(rest)
+            case "onlink":
+                row["flags"] = ["onlink"]
+            case "blackhole":
+                row["blackhole"] = None
+            case "group":
+                members = [one.split(",") for one in next(rest).split("/")]
+                row["group"] = [{"id": int(one[0]), "weight": int(one[1]) if one[1:] else 1} for one in members]
+            case "type" | "buckets":
+                next(rest)
+            case _:
+                raise ValueError(f"nexthop … {word}")
+    if "gateway" in row:
+        row.setdefault("dev", _device_towards(space, str(row["gateway"])))
+    return row
+
+
+def _hops_of(space: Space, number: int) -> list[Row]:
+    rows = {int(str(row["id"])): row for row in (_nexthop(space, words) for words in space.nexthops)}
+    members: list[Row] = rows[number].get("group") or [{"id": number, "weight": 1}]  # type: ignore[assignment]
+    return [
+        {name: value for name, value in rows[int(str(one["id"]))].items() if name in ("gateway", "dev", "flags")}
+        | {"weight": one["weight"]}
+        for one in members
+    ]
 
 
 def _complete(space: Space, row: Row, hops: list[Row], *, six: bool) -> None:
@@ -87,10 +139,10 @@ def _complete(space: Space, row: Row, hops: list[Row], *, six: bool) -> None:
         row["nexthops"] = hops
     if six:
         row.setdefault("metric", 1024)
-        row["pref"] = "medium"
+        row.setdefault("pref", "medium")
         if row.get("type", "unicast") != "unicast":
             row.setdefault("dev", "lo")
-    elif "type" not in row and not hops and "gateway" not in row:
+    elif "type" not in row and "nhid" not in row and not hops and "gateway" not in row:
         row.setdefault("scope", "link")
 
 
@@ -145,6 +197,13 @@ def _rule(words: Sequence[str]) -> Row:
                 row |= {start: int(low), end: int(high)} if high else {one: int(low)}
             case "suppress_prefixlength":
                 row["suppress_prefixlen"] = int(next(rest))
+            case "suppress_ifgroup":
+                row["suppress_ifgroup"] = next(rest)
+            case "uidrange":
+                first, _, last = next(rest).partition("-")
+                row |= {"uid_start": int(first), "uid_end": int(last)}
+            case "tos":
+                row["tos"] = next(rest)
             case "goto":
                 row["goto"] = int(next(rest))
             case "not" | "nop":

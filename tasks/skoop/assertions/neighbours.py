@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tasks.skoop.assertions.codes import suspect
 from tasks.skoop.assertions.scene import Scene
-from tasks.skoop.model.addr import Mac, is_link_local
+from tasks.skoop.model.addr import Mac, ip_version, is_link_local
 from tasks.skoop.model.state import Neighbour, NeighbourState, Section
 from tasks.skoop.model.suspicion import SetNeighbour, Suspicion
 from tasks.skoop.model.trace import Place, Stage
@@ -67,19 +67,29 @@ def _macs_of_owner(scene: Scene, entry: Neighbour) -> set[Mac]:
 
 
 def _room(scene: Scene) -> Iterator[Suspicion]:
-    limit = scene.sysctl("net/ipv4/neigh/default/gc_thresh3")
+    """Each family has one table for the whole host, permanent entries left out (neigh_alloc: exempt_from_gc)."""
+    for family in (4, 6):
+        yield from _room_of(scene, family)
+
+
+def _room_of(scene: Scene, family: int) -> Iterator[Suspicion]:
+    key = f"net/ipv{family}/neigh/default/gc_thresh3"
+    limit = scene.sysctl(key)
     if scene.node is None or limit is None or not limit.isdigit():
         return
     on_host = [scene.id, *(pod.netns for pod in scene.cluster.pods_on(scene.node.name))]
     count = sum(
-        len(known.neighbours) for netns in on_host if (known := scene.cluster.state.netns.get(netns)) is not None
+        ip_version(entry.ip) == family and entry.state != NeighbourState.PERMANENT and not entry.proxy
+        for netns in on_host
+        if (known := scene.cluster.state.netns.get(netns)) is not None
+        for entry in known.neighbours
     )
     if count >= int(limit) * NEARLY_FULL:
         yield suspect(
             "KP-NEIGH-003",
-            f"the neighbour tables of {scene.name} hold {count} entries, the limit is {limit}",
+            f"the neighbour table of {scene.name} for IPv{family} holds {count} entries, the limit is {limit}",
             subject=scene.id,
-            place=Place(netns=scene.id, stage=Stage.SYSCTL, key="net/ipv4/neigh/default/gc_thresh3"),
+            place=Place(netns=scene.id, stage=Stage.SYSCTL, key=key),
             seen=str(count),
             expected=f"well below {limit}",
         )

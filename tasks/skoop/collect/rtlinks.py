@@ -15,6 +15,7 @@ from tasks.skoop.parse.rtnames import scope_name
 IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_LOWER_UP = 0x1, 0x80, 0x100, 0x10000
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 IFA_F_SECONDARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x1, 0x8, 0x20, 0x40, 0x200
+IFA_F_TEMPORARY, IFA_F_OPTIMISTIC = 0x1, 0x4
 AF_INET, AF_INET6 = 2, 10
 VXLAN_DF = ("unset", "set", "inherit")
 
@@ -147,4 +148,6 @@ def _address(message: Any) -> Address:  # noqa: ANN401
         tentative=bool(flags & IFA_F_TENTATIVE),
         dadfailed=bool(flags & IFA_F_DADFAILED),
         noprefixroute=bool(flags & IFA_F_NOPREFIXROUTE),
+        temporary=bool(flags & IFA_F_TEMPORARY) and message["family"] == AF_INET6,
+        optimistic=bool(flags & IFA_F_OPTIMISTIC),
     )

@@ -26,6 +26,7 @@ ROUTE_TYPES = {
     9: "throw",
 }
 RULE_ACTIONS = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+PREFERENCES = {1: "high", 3: "low"}
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN, RTM_F_CLONED = 0x1, 0x4, 0x10, 0x200
 RTAX_LOCK_MTU = 1 << 2
 RTA_NH_ID = 30
@@ -78,6 +79,7 @@ def _route(message: Any, names: Names) -> Route:  # noqa: ANN401
         metric=row.get("RTA_PRIORITY", 0),
         tos=message["tos"],
         mtu=metrics.get("RTAX_MTU", 0),
+        preference=PREFERENCES.get(row.get("RTA_PREF") or 0, "medium"),
         mtu_locked=bool(metrics.get("RTAX_LOCK", 0) & RTAX_LOCK_MTU),
     )
 

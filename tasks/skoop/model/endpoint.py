@@ -38,7 +38,8 @@ class Question(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """May `src` open a connection to `dst`?
 
     `sport` 0 means an ephemeral port that no old conntrack entry knows. `payload_bytes` is what each side sends at least
-    once after the connection stands (TCP) or in the one datagram (UDP, ICMP); `df` forbids fragmenting that datagram.
+    once after the connection stands (TCP) or in the one datagram (UDP, ICMP); `df` forbids fragmenting that datagram. `tos` is the
+    TOS octet (IPv6: traffic class) that the client asks for.
     """
 
     src: Endpoint
@@ -47,3 +48,4 @@ class Question(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     sport: int = 0
     payload_bytes: int = 0
     df: bool = False
+    tos: int = 0

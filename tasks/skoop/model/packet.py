@@ -68,7 +68,8 @@ class Packet(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     `vni` and `encap_mac` are the network identifier of a vxlan header (or the key of a GRE one, -1 for none) and the inner
     frame's destination; `cipher` is the public key of the wireguard device that encrypted it.
     `mark` is the kernel's skb mark; it does not leave a network namespace. `ct_state` is what conntrack of the namespace
-    being crossed said last. `tos` is the IPv4 TOS octet or the IPv6 traffic class.
+    being crossed said last. `tos` is the IPv4 TOS octet or the IPv6 traffic class. `uid` is the user of the socket that sent it, for
+    rules that ask; it, too, does not leave a namespace, and is None where it is not known.
     """
 
     src: Ip
@@ -86,6 +87,7 @@ class Packet(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     icmp_mtu: int = 0
     ct_state: CtState = CtState.NONE
     tos: int = 0
+    uid: int | None = None
     encap: "Packet | None" = None
     vni: int = 0
     encap_mac: Mac = Mac("")

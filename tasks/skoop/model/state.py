@@ -40,7 +40,10 @@ class Missing(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Address(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """An address of an interface. `scope` is global, site, link or host. `tentative`/`dadfailed` addresses do not answer."""
+    """An address of an interface. `scope` is global, site, link or host. `tentative`/`dadfailed` addresses do not answer.
+
+    `optimistic` ones do while they are tentative; `temporary` (RFC 8981) matters to IPv6's choice of a source.
+    """
 
     ip: Ip
     prefixlen: int
@@ -52,6 +55,8 @@ class Address(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     tentative: bool = False
     dadfailed: bool = False
     noprefixroute: bool = False
+    temporary: bool = False
+    optimistic: bool = False
 
 
 class Vxlan(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -224,6 +229,8 @@ class Route(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     tos: int = 0
     mtu: int = 0
     mtu_locked: bool = False
+    preference: str = "medium"
+    """IPv6's preference among routers (RFC 4191): low, medium or high."""
     nhid: int = 0
     """The nexthop object that it goes by; its legs are `nexthops` all the same where the kernel wrote them out."""
 

@@ -10,6 +10,7 @@ multicast snooping, learning during the walk.
 from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.state import FdbEntry, Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
+from tasks.skoop.netstack.conntrack import has_spoken
 from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
@@ -30,7 +31,7 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"bridge {port.master} is down")]
     if unknown_vlans(bridge, port):
         return [_lacks_vlans(ns, skb, bridge)]
-    if port.port is not None and port.port.state not in ("forwarding", "learning"):
+    if port.port is not None and port.port.state != "forwarding":
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_STATE, place, f"port {port.name} is {port.port.state}")]
     skb.phys_in, skb.frame_dst = port.name, skb.dst_mac
     skb.bridge = skb.in_dev = bridge.name
@@ -136,7 +137,7 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
         port: Interface | None = ingress
     else:
-        port = _egress(ns, bridge, skb.dst_mac, ingress, vid)
+        port = _egress(ns, skb, bridge, skb.dst_mac, ingress, vid)
     if port is None:
         return _flooded(ns, skb, bridge, ingress, vid)
     tag = tag_of(bridge, port, vid)
@@ -220,11 +221,13 @@ def known_port(ns: Namespace, bridge: Interface, mac: str, vid: int) -> Interfac
     return port if entry.sticky else _roamed(ns, bridge, mac, port, vid)
 
 
-def _egress(ns: Namespace, bridge: Interface, mac: str, ingress: Interface | None, vid: int) -> Interface | None:
+def _egress(
+    ns: Namespace, skb: Skb, bridge: Interface, mac: str, ingress: Interface | None, vid: int
+) -> Interface | None:
     if (port := known_port(ns, bridge, mac, vid)) is not None:
         return port
     for port in ns.ports.get(bridge.name, ()):
-        floods = port.port is None or port.port.flood
+        floods = port.port is None or port.port.flood or (port.port.learning and has_spoken(skb.flow, mac))
         back = port is ingress and not (port.port and port.port.hairpin)
         tag = tag_of(bridge, port, vid)
         if tag is None or not floods or back or not port.up:
@@ -292,7 +295,7 @@ def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     place = ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac)
     if (gap := ns.gap(Section.FDB)) is not None:
         return [skb.unknown(gap, place)]
-    port = _egress(ns, bridge, skb.dst_mac, None, vid)
+    port = _egress(ns, skb, bridge, skb.dst_mac, None, vid)
     if port is None:
         detail = f"no port of {bridge.name} leads to {skb.dst_mac}"
         return [skb.finish(Outcome.DROPPED, Reason.NO_TX_TARGET, place, detail)]

@@ -13,7 +13,7 @@ from typing import Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tasks.skoop.model.addr import Mac
+from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import ConntrackEntry, NetNS, Tuple
 
@@ -215,20 +215,33 @@ class History(dict[str, tuple[Conn, ...]]):
     """A Flow that also knows what the walked packets taught on their way besides connections.
 
     `neighbours`: who asked for an address is thereby known to who answered: (namespace, device, address) → MAC (arp_process:
-    neigh_event_ns). `legs`: which leg of a multipath route the hash chose for a pair of addresses (fib_select_multipath).
+    neigh_event_ns). `spoke`: the MACs of those who asked or answered, which bridges thereby know.
+    `endpoints`: where a wireguard peer was last heard from: (namespace, device, its key) → address and port. `legs`: which leg of a multipath route the hash chose for a pair of addresses (fib_select_multipath).
     """
 
-    __slots__ = ("legs", "neighbours")
+    __slots__ = ("endpoints", "legs", "neighbours", "spoke")
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
         known = isinstance(flow, History)
         self.neighbours: Mapping[tuple[str, str, str], Mac] = flow.neighbours if known else {}  # type: ignore[attr-defined]
+        self.endpoints: Mapping[tuple[str, str, str], tuple[Ip, int]] = flow.endpoints if known else {}  # type: ignore[attr-defined]
+        self.spoke: frozenset[str] = flow.spoke if known else frozenset()  # type: ignore[attr-defined]
         self.legs: Mapping[tuple[str, ...], str] = flow.legs if known else {}  # type: ignore[attr-defined]
 
     def taught(self, where: Iterable[tuple[str, str]], ip: str, mac: Mac) -> Self:
         """Return this history, with (namespace, device) pairs that now know the address."""
         self.neighbours = {**self.neighbours, **{(netns, dev, ip): mac for netns, dev in where}}
+        return self
+
+    def heard(self, *macs: str) -> Self:
+        """Return this history, in which these have spoken."""
+        self.spoke |= set(macs)
+        return self
+
+    def came_from(self, slot: tuple[str, str, str], ip: Ip, port: int) -> Self:
+        """Return this history with the endpoint of a peer that was heard."""
+        self.endpoints = {**self.endpoints, slot: (ip, port)}
         return self
 
     def chose(self, slot: tuple[str, ...], leg: str) -> Self:
@@ -240,6 +253,16 @@ class History(dict[str, tuple[Conn, ...]]):
 def learnt_neighbour(flow: Flow, netns: str, dev: str, ip: str) -> Mac | None:
     """Return the MAC that the namespace learnt from being asked by that address, or None."""
     return flow.neighbours.get((netns, dev, ip)) if isinstance(flow, History) else None
+
+
+def heard_from(flow: Flow, slot: tuple[str, str, str]) -> tuple[Ip, int] | None:
+    """Return where a wireguard peer was heard from during the walk, or None."""
+    return flow.endpoints.get(slot) if isinstance(flow, History) else None
+
+
+def has_spoken(flow: Flow, mac: str) -> bool:
+    """Say whether a device with that MAC asked for an address or answered for one during the walk."""
+    return isinstance(flow, History) and mac in flow.spoke
 
 
 def chosen_leg(flow: Flow, slot: tuple[str, ...]) -> str | None:

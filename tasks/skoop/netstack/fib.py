@@ -1,17 +1,29 @@
 """Which route does the kernel take for this flow? (policy rules, longest prefix, multipath, source address)
 
 Follows fib_rules_lookup (net/core/fib_rules.c), fib_table_lookup (net/ipv4/fib_trie.c), fib_select_multipath and
-inet_select_addr (net/ipv4). Of IPv6, fib6_rule_lookup with the same shape; RFC 6724 source selection is cut down to scope,
-deprecation and longest common prefix. Left out: TOS in rules' DSCP form, realms, nexthop objects that were not resolved.
+inet_select_addr (net/ipv4). Of IPv6, fib6_rule_lookup with the same shape, find_rr_leaf and ipv6_dev_get_saddr. Left out: rules by
+full DSCP, flow label or tunnel key, realms, address labels other than the kernel's own, a socket's preferences among addresses,
+home addresses (their rule is only in kernels with CONFIG_IPV6_MIP6=y).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tasks.skoop.model.addr import Ip, Net, bounds, contains, ip_int, ip_version, is_link_local, is_loopback, parse_net
+from tasks.skoop.model.addr import (
+    Ip,
+    Net,
+    bounds,
+    contains,
+    ip_int,
+    ip_version,
+    is_link_local,
+    is_loopback,
+    is_multicast,
+    parse_net,
+)
 from tasks.skoop.model.packet import Packet, Protocol
 from tasks.skoop.model.state import Address, Interface, NextHop, PolicyRule, Route
 
@@ -29,6 +41,10 @@ ROUTE_ERRNO = {"unreachable": "EHOSTUNREACH", "blackhole": "EINVAL", "prohibit":
 RULE_ERRNO = {"unreachable": "ENETUNREACH", "blackhole": "EINVAL", "prohibit": "EACCES"}
 
 
+_RT_TOS_MASK, _DSCP_MASK = 0x1C, 0xFC
+"""What routing sees of the TOS octet: IPTOS_RT_MASK (fib_dscp_masked_match); IPv6 the whole DSCP."""
+
+
 class FlowKey(Struct, frozen=True, gc=False, kw_only=True):
     """What a lookup is made with (struct flowi4). `iif` "" means locally made, `oif` "" unbound; `src` None unspecified."""
 
@@ -41,6 +57,7 @@ class FlowKey(Struct, frozen=True, gc=False, kw_only=True):
     sport: int = 0
     dport: int = 0
     uid: int | None = None
+    tos: int = 0
     vrf: str = ""
     """The VRF that the flow is in (flowi_l3mdev); `lookup` sets it for one that is bound to it."""
 
@@ -56,6 +73,8 @@ class FlowKey(Struct, frozen=True, gc=False, kw_only=True):
             protocol=packet.protocol,
             sport=packet.sport,
             dport=packet.dport,
+            uid=packet.uid,
+            tos=packet.tos,
         )
 
 
@@ -85,6 +104,13 @@ class Found(Struct, frozen=True, gc=False, kw_only=True):
         return self.route.type if self.route else self.rule.action
 
 
+Devices = frozenset[tuple[int, str]]
+"""(family, device) pairs."""
+_NOTHING = Found(route=None, rule=PolicyRule(family=0, priority=0))
+"""A table has no route for the flow (other than None: what it has does not count, so that the next rule's turn has come)."""
+_PREFERENCES = {"high": 0, "medium": 1, "low": 2}
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Routes of one table by prefix length, longest first, and within by network number."""
@@ -103,10 +129,7 @@ class Table:
                 (
                     length,
                     width - length,
-                    {
-                        first: tuple(sorted(group, key=lambda route: (-route.table, -route.tos, route.metric)))
-                        for first, group in nets.items()
-                    },
+                    {first: tuple(sorted(group, key=_rank)) for first, group in nets.items()},
                 )
                 for length, nets in sorted(by_length.items(), reverse=True)
             )
@@ -117,6 +140,16 @@ class Table:
         for length, shift, nets in self.lengths:
             for route in nets.get(number >> shift << shift, ()):
                 yield length, route
+
+
+def _rank(route: Route) -> tuple[int, int, int, int, int]:
+    return (
+        -bounds(route.src).length if route.src else 0,
+        -route.table,
+        -route.tos,
+        route.metric,
+        _PREFERENCES.get(route.preference, 1),
+    )
 
 
 DEFAULT_RULES = {
@@ -133,12 +166,22 @@ DEFAULT_RULES = {
 
 
 class Router:
-    """Routes and rules of one namespace and one family, ready for lookups."""
+    """Routes and rules of one namespace and one family, ready for lookups.
+
+    `avoided` are IPv6 routers, by device, that do not answer: a host goes by others while there are any (rt6_check_neigh).
+    """
 
     def __init__(
-        self, family: int, routes: Sequence[Route], rules: Sequence[PolicyRule], interfaces: Sequence[Interface]
+        self,
+        family: int,
+        routes: Sequence[Route],
+        rules: Sequence[PolicyRule],
+        interfaces: Sequence[Interface],
+        *,
+        avoided: frozenset[tuple[str, Ip]] = frozenset(),
     ) -> None:
         self.family = family
+        self._avoided = avoided
         width = 32 if family == 4 else 128
         mine = [route for route in routes if ip_version(route.dst) == family]
         tables = {route.table for route in mine}
@@ -156,18 +199,19 @@ class Router:
             self._merged: Table | None = Table.build(both, width)
         else:
             self._merged = None
+        self.by_user = any(rule.uids for rule in self.rules)
         self._vrfs = frozenset(link.name for link in interfaces if link.vrf_table is not None)
         self._plain = all(
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules
-        )
+        ) and not any(route.tos or route.src for route in mine)
         self._cache: dict[tuple[Ip, str], Found | None] = {}
-        self._by_key: dict[tuple[FlowKey, frozenset[str]], Found | None] = {}
+        self._by_key: dict[tuple[FlowKey, Devices], Found | None] = {}
         self._local_types: dict[Ip, str | None] = {}
 
-    def lookup(self, key: FlowKey, *, ignore_linkdown: frozenset[str] = frozenset()) -> Found | None:
+    def lookup(self, key: FlowKey, *, ignore_linkdown: Devices = frozenset()) -> Found | None:
         """Return the route for a flow, or None if no rule leads to one (ENETUNREACH).
 
-        `ignore_linkdown` names the devices with ignore_routes_with_linkdown set. A flow bound to a VRF may leave by any of its
+        `ignore_linkdown` names the devices, by family, with ignore_routes_with_linkdown set. A flow bound to a VRF may leave by any of its
         devices (l3mdev_update_flow, net/l3mdev/l3mdev.c).
         """
         if key.oif in self._vrfs:
@@ -182,14 +226,15 @@ class Router:
             self._by_key[every] = self._lookup(key, ignore_linkdown)
         return self._by_key[every]
 
-    def _lookup(self, key: FlowKey, ignore_linkdown: frozenset[str]) -> Found | None:
+    def _lookup(self, key: FlowKey, ignore_linkdown: Devices) -> Found | None:
         number = ip_int(key.dst)
         skip_until = -1
         for rule in self.rules:
             if rule.priority < skip_until or not _rule_matches(rule, key):
                 continue
-            if rule.action == "goto":
-                skip_until = rule.goto
+            if rule.action == "goto":  # to a rule that is not there it goes nowhere (ctarget is NULL)
+                if any(other.priority == rule.goto for other in self.rules):
+                    skip_until = rule.goto
                 continue
             if rule.action == "nop":
                 continue
@@ -200,24 +245,37 @@ class Router:
                 return found
         return None
 
-    def _lookup_table(
-        self, rule: PolicyRule, key: FlowKey, number: int, ignore_linkdown: frozenset[str]
-    ) -> Found | None:
+    def _lookup_table(self, rule: PolicyRule, key: FlowKey, number: int, ignore_linkdown: Devices) -> Found | None:
         table = self._tables.get(self._table_of(rule, key))
         if self._merged is not None and rule.table == LOCAL_TABLE:
             table = self._merged
         if table is None:
             return None
+        found = self._lookup_in(table, rule, key, number, ignore_linkdown, self._avoided)
+        if found is _NOTHING and self._avoided:  # redo_rt6_select
+            found = self._lookup_in(table, rule, key, number, ignore_linkdown, frozenset())
+        return None if found is _NOTHING else found
+
+    def _lookup_in(
+        self,
+        table: Table,
+        rule: PolicyRule,
+        key: FlowKey,
+        number: int,
+        ignore_linkdown: Devices,
+        avoided: frozenset[tuple[str, Ip]],
+    ) -> Found | None:
+        """Return what the table says (None: the next rule's turn), or _NOTHING."""
         for length, route in table.candidates(number):
-            if route.tos:  # only a flow with that TOS takes it; the flows walked here carry none
+            if route.tos and route.tos != key.tos & _RT_TOS_MASK:
                 continue
-            if route.src is not None and key.src is not None and not contains(route.src, key.src):
+            if route.src is not None and (key.src is None or not contains(route.src, key.src)):
                 continue
             if route.type == "throw":
                 return None
             if route.type in ROUTE_ERRNO:
                 return Found(route=route, rule=rule, errno=ROUTE_ERRNO[route.type])
-            legs = self._legs(route, key, ignore_linkdown)
+            legs = self._legs(route, key, ignore_linkdown, avoided)
             if not legs:
                 continue
             if length <= rule.suppress_prefixlength:
@@ -226,7 +284,7 @@ class Router:
                 return None
             asked = rule if route.table in (rule.table, LOCAL_TABLE) or self._merged is None else self.rules[1]
             return Found(route=route, rule=asked, legs=legs)
-        return None
+        return _NOTHING
 
     def _table_of(self, rule: PolicyRule, key: FlowKey) -> int:
         if not rule.l3mdev:
@@ -241,15 +299,18 @@ class Router:
 
     def _group(self, dev: str) -> str:
         link = self._interfaces.get(dev)
-        return link.group if link else ""
+        return ("0" if link.group == "default" else link.group) if link else ""
 
-    def _legs(self, route: Route, key: FlowKey, ignore_linkdown: frozenset[str]) -> tuple[Leg, ...]:
+    def _legs(
+        self, route: Route, key: FlowKey, ignore_linkdown: Devices, avoided: frozenset[tuple[str, Ip]]
+    ) -> tuple[Leg, ...]:
         usable = [
             hop
             for hop in route.nexthops
             if not hop.dead
             and (not key.oif or hop.dev == key.oif)
-            and not (self._linkdown(hop) and hop.dev in ignore_linkdown)
+            and not (self._linkdown(hop) and (self.family, hop.dev or "") in ignore_linkdown)
+            and (hop.dev, hop.via) not in avoided
         ]
         total = sum(hop.weight for hop in usable)
         return tuple(Leg(nexthop=hop, share=hop.weight / total) for hop in usable)
@@ -319,7 +380,7 @@ def _selectors_match(rule: PolicyRule, key: FlowKey) -> bool:
         return False
     if (rule.fwmark ^ key.mark) & rule.fwmask:
         return False
-    if rule.uids and (key.uid is None or not rule.uids[0] <= key.uid <= rule.uids[1]):
+    if rule.uids and not rule.uids[0] <= (key.uid or 0) <= rule.uids[1]:  # what no socket sent counts as root's
         return False
     if rule.src and not _from_matches(rule.src, key):
         return False
@@ -331,7 +392,7 @@ def _selectors_match(rule: PolicyRule, key: FlowKey) -> bool:
         return False
     if rule.dports and not rule.dports[0] <= key.dport <= rule.dports[1]:
         return False
-    return not rule.tos
+    return not rule.tos or rule.tos == key.tos & (_RT_TOS_MASK if rule.family == 4 else _DSCP_MASK)
 
 
 def _from_matches(src: Net, key: FlowKey) -> bool:
@@ -346,23 +407,39 @@ def _from_matches(src: Net, key: FlowKey) -> bool:
 def usable_addresses(link: Interface, family: int) -> Iterable[Address]:
     """Yield the addresses of a device in one family that it may use as a source."""
     for address in link.addresses:
-        if ip_version(address.ip) == family and not address.tentative and not address.dadfailed:
+        waits = (address.tentative and not address.optimistic) or address.dadfailed
+        if ip_version(address.ip) == family and not waits:
             yield address
 
 
+Conf = Callable[[str, str], int]
+"""A device's IPv6 setting: (name, device) → value."""
+
+
+def _unset(_name: str, _dev: str) -> int:
+    return 0
+
+
 def select_source(
-    interfaces: Sequence[Interface], dev: str, towards: Ip, scope: str = "link", *, localnet: bool = False
+    interfaces: Sequence[Interface],
+    dev: str,
+    towards: Ip,
+    scope: str = "link",
+    *,
+    conf: Conf = _unset,
+    localnet: bool = False,
 ) -> Ip | None:
     """Return the source address for a packet that leaves by `dev`, or None if the namespace has none fit.
 
     IPv4: the first primary address of the device whose subnet holds `towards`, else its first one of fitting scope, else the
     first of another device that is not of link scope. `localnet`: route_localnet is on for the device, so that an address of
-    host scope (127.0.0.1) may also be used where those of link scope may. IPv6: the address of best fit by RFC 6724 rules 2, 3 and 8.
+    host scope (127.0.0.1) may also be used where those of link scope may. IPv6: the address of best fit by RFC 6724 in the
+    kernel's order of rules, in which the address labels are the kernel's own; `conf` are the settings of its devices.
 
     Source: inet_select_addr, net/ipv4/devinet.c; ipv6_dev_get_saddr, net/ipv6/addrconf.c.
     """
     if ip_version(towards) == 6:
-        return _select_source6(interfaces, dev, towards)
+        return _select_source6(interfaces, dev, towards, conf)
     limit = _SCOPE_ORDER.get(scope, 253)
     first: Ip | None = None
     link = next((link for link in interfaces if link.name == dev), None)
@@ -390,26 +467,71 @@ def subnet_of(address: Address) -> Net:
 
 
 def _scope6(ip: Ip) -> int:
+    """Return IPV6_ADDR_SCOPE_* of an address: interface-local, link-local, site-local, a group's own, global."""
     if is_loopback(ip):
         return 1
-    return 2 if is_link_local(ip) else 14
+    number = ip_int(ip)
+    if number >> 120 == 0xFF:
+        return number >> 112 & 0xF
+    if is_link_local(ip):
+        return 2
+    return 5 if number >> 118 == 0xFEC0 >> 6 else 14
 
 
-def _select_source6(interfaces: Sequence[Interface], dev: str, towards: Ip) -> Ip | None:
+_LABELS = (
+    ("::1/128", 0),
+    ("::ffff:0.0.0.0/96", 4),
+    ("::/96", 3),
+    ("2001:10::/28", 7),
+    ("2001::/32", 6),
+    ("2002::/16", 2),
+    ("fc00::/7", 5),
+    ("::/0", 1),
+)
+"""The kernel's own address labels, longest prefix first (ip6addrlbl_init_table, net/ipv6/addrlabel.c)."""
+_LABEL_BOUNDS = tuple((bounds(parse_net(net)), label) for net, label in _LABELS)
+
+
+def _label(ip: Ip) -> int:
+    number = ip_int(ip)
+    return next(
+        label for box, label in _LABEL_BOUNDS if number >> (128 - box.length) == box.first >> (128 - box.length)
+    )
+
+
+def _is_orchid(ip: Ip) -> bool:
+    return ip_int(ip) >> 100 == 0x2001001
+
+
+def _select_source6(interfaces: Sequence[Interface], dev: str, towards: Ip, conf: Conf) -> Ip | None:
+    """ipv6_get_saddr_eval: the rules one after the other, each only where those before it found two addresses equal."""
     wanted = _scope6(towards)
+    own = next((link for link in interfaces if link.name == dev), None)
+    near = wanted <= 2 or bool(conf("use_oif_addrs_only", dev)) or ip_int(towards) >> 120 == 0xFF
+    master = own.master if own else None
+    vrf = next((link.name for link in interfaces if link.name == master and link.vrf_table is not None), None)
     best: tuple[tuple[int, ...], Ip] | None = None
-    for link in interfaces:
+    links = [own] if own is not None and near else [] if near else interfaces
+    for link in sorted(links, key=lambda one: one.name != dev):
+        if vrf is not None and vrf not in (link.master, link.name):  # ipv6_dev_get_saddr: stay within the VRF
+            continue
+        if conf("disable_ipv6", link.name):
+            continue
         for address in usable_addresses(link, 6):
-            scope = _scope6(address.ip)
-            if scope != 14 and link.name != dev:
+            if is_multicast(address.ip) or address.ip == "::":
                 continue
-            common = min(128 - (ip_int(address.ip) ^ ip_int(towards)).bit_length(), address.prefixlen)
+            scope = _scope6(address.ip)
+            common = 128 - (ip_int(address.ip) ^ ip_int(towards)).bit_length()
             score = (
                 int(address.ip == towards),
-                -(scope - wanted) if scope >= wanted else scope - wanted - 100,
-                int(not address.deprecated),
+                -scope if scope >= wanted else scope - 128,
+                int(not address.deprecated and not address.optimistic),
                 int(link.name == dev),
-                common,
+                int(_label(address.ip) == _label(towards)),
+                int(address.temporary == (conf("use_tempaddr", link.name) >= 2)),
+                int(_is_orchid(address.ip) == _is_orchid(towards)),
+                min(common, address.prefixlen),
+                int(not address.optimistic),
             )
             if best is None or score > best[0]:
                 best = (score, address.ip)

@@ -7,7 +7,7 @@ or absent under load, not for one packet (KERNEL.md 1.3 has the numbers).
 
 from tasks.skoop.model.addr import Ip, is_multicast
 from tasks.skoop.model.packet import CtState, Packet, Protocol, TcpFlags
-from tasks.skoop.netstack.fib import FlowKey, Leg, select_source
+from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.namespace import Namespace
 
 NET_UNREACH = (3, 0)
@@ -104,7 +104,7 @@ def own_source(ns: Namespace, dst: Ip, dev: str = "", vrf: str = "", protocol: P
         return dst
     leg = found.legs[0]
     scope = found.route.scope if found.route else "global"
-    return select_source(ns.state.interfaces, dev or leg.dev, seen_from(leg, dst), scope)
+    return ns.source_for(dev or leg.dev, seen_from(leg, dst), scope)
 
 
 def seen_from(leg: Leg, dst: Ip) -> Ip:
@@ -134,7 +134,7 @@ def error_about(
     if src is None:
         return None
     icmp_type, icmp_code = TO_ICMPV6[kind] if version6 else kind
-    quoted = packet.with_(ct_state=CtState.NONE, mark=0)
+    quoted = packet.with_(ct_state=CtState.NONE, mark=0, uid=None)
     return Packet(
         src=src,
         dst=packet.src,
@@ -145,6 +145,7 @@ def error_about(
         length=min(packet.length + (48 if version6 else 28), 1280 if version6 else 576),
         tos=0 if version6 else (packet.tos & 0x1E) | _INTERNETCONTROL,
         inner=quoted,
+        mark=ns.reflected_mark(packet),
     )
 
 

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from tasks.skoop.model.addr import Ip, is_link_local, is_loopback, is_multicast
 from tasks.skoop.model.ids import NetnsId
 from tasks.skoop.model.packet import CtState, Frame, Packet, Protocol, TcpFlags
-from tasks.skoop.model.state import Section
+from tasks.skoop.model.state import Section, Socket
 from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.fib import FOR_US, FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.fib import FOR_US, FlowKey, Found, Leg, Router
 from tasks.skoop.netstack.iptunnel import ip_tunnel_rcv, tell_on
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
@@ -32,6 +32,9 @@ _ERROR_OF = {
     "EHOSTUNREACH": icmp.HOST_UNREACH,
     "EACCES": icmp.PKT_FILTERED,
 }
+_NO_UID = 0xFFFFFFFF
+_UNSET_TTL = 64
+"""What packets are made with before their route, and so the setting for it, is known."""
 _REASON_OF = {
     "ENETUNREACH": Reason.IP_INNOROUTES,
     "EHOSTUNREACH": Reason.ROUTE_UNREACHABLE,
@@ -112,7 +115,10 @@ def _to_l3s(ns: Namespace, skb: Skb, above: tuple[NetnsId, str]) -> list[Skb]:
     for way in ways:
         if way.end is None:
             way.emit = Emit(
-                dev=way.in_dev, frame=Frame(way.packet.with_(mark=0, ct_state=CtState.NONE)), to=above, entry="socket"
+                dev=way.in_dev,
+                frame=Frame(way.packet.with_(mark=0, ct_state=CtState.NONE, uid=None)),
+                to=above,
+                entry="socket",
             )
     return ways
 
@@ -155,7 +161,8 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
     version = packet.version
     router = ns.routers[version]
     found = router.lookup(FlowKey.of(packet, iif=skb.in_dev), ignore_linkdown=ns.ignore_linkdown)
-    if found is not None and found.type in FOR_US:
+    passed_on = found is not None and found.type == "broadcast" and _forwards_broadcasts(ns, skb.in_dev)
+    if found is not None and found.type in FOR_US and not passed_on:
         if version == 4 and found.type == "local":
             wrong = _validate_source(ns, skb, out_dev="lo")
             if wrong is not None:
@@ -165,7 +172,7 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb]
     refused = found is None or bool(found.errno)
     # IPv6 answers for a missing route whether it forwards or not (the null entry's input is ip6_pkt_discard)
-    if not ns.forwards(skb.in_dev, version) and not (refused and version == 6):
+    if not ns.forwards(skb.in_dev, version) and not passed_on and not (refused and version == 6):
         return [_not_forwarding(ns, skb)]
     if found is None or refused:
         return [_no_way(ns, skb, found)]
@@ -186,6 +193,11 @@ def _route_input(ns: Namespace, skb: Skb) -> list[Skb]:
         way.at = At.IP_FORWARD
         ways.append(way)
     return ways
+
+
+def _forwards_broadcasts(ns: Namespace, dev: str) -> bool:
+    """IN_DEV_BFORWARD: of `all` and of the device."""
+    return bool(ns.conf("bc_forwarding", "all") and ns.conf("bc_forwarding", dev))
 
 
 def _not_forwarding(ns: Namespace, skb: Skb) -> Skb:
@@ -253,15 +265,41 @@ def _take(ns: Namespace, skb: Skb, found: Found, leg: Leg) -> None:
 def ip_local_deliver(ns: Namespace, skb: Skb) -> list[Skb]:
     """Ask INPUT, then hand the packet to its socket, tunnel or to the kernel itself."""
     ways = traverse(ns, skb, Hook.INPUT)
-    return [way if way.end or way.taken_over() else _to_transport(ns, way) for way in ways]
+    return [one for way in ways for one in ([way] if way.end or way.taken_over() else _to_transport(ns, way))]
 
 
 def to_socket(ns: Namespace, skb: Skb) -> list[Skb]:
     """Hand a packet straight to its socket: another namespace's stack has already let it in (ipvlan_nf_input)."""
-    return [_to_transport(ns, skb)]
+    return _to_transport(ns, skb)
 
 
-def _to_transport(ns: Namespace, skb: Skb) -> Skb:
+def _to_transport(ns: Namespace, skb: Skb) -> list[Skb]:
+    """Deliver; several ways where sockets share a port and not all of them have room (reuseport_select_sock)."""
+    packet = skb.packet
+    if packet.encap is None and packet.inner is None and not skb.answer and packet.protocol == Protocol.TCP:
+        sharers = ns.sharers(packet, _socket_dev(skb), skb.slave)
+        if len({_is_full(socket) for socket in sharers}) > 1:
+            ways = []
+            for full in (False, True):
+                way = skb.clone()
+                group = [socket for socket in sharers if _is_full(socket) == full]
+                way.probability *= len(group) / len(sharers)
+                ways.append(_to_socket(ns, way, group[0]))
+            return ways
+    return [_to_one(ns, skb)]
+
+
+def _is_full(socket: Socket) -> bool:
+    """sk_acceptq_is_full."""
+    return socket.recv_queue > socket.backlog
+
+
+def _socket_dev(skb: Skb) -> str:
+    """inet_iif: what one sends to oneself counts as coming in on the device that has the address."""
+    return skb.leg.dev if skb.leg is not None and skb.local_route else skb.in_dev
+
+
+def _to_one(ns: Namespace, skb: Skb) -> Skb:
     packet = skb.packet
     if packet.encap is not None:
         if packet.cipher:
@@ -310,7 +348,8 @@ def _echo(ns: Namespace, skb: Skb) -> Skb:
         dst=packet.src,
         icmp_type=129 if v6 else 0,
         ttl=64,
-        mark=0,
+        mark=ns.reflected_mark(packet),
+        uid=None,
         ct_state=CtState.NONE,
         df=False,
     )
@@ -324,7 +363,7 @@ def _echo(ns: Namespace, skb: Skb) -> Skb:
     )
 
 
-def _to_socket(ns: Namespace, skb: Skb) -> Skb:
+def _to_socket(ns: Namespace, skb: Skb, shared: Socket | None = None) -> Skb:
     packet = skb.packet
     place = ns.place(Stage.SOCKET, dev=skb.in_dev, key=_end_of(packet))
     if (why := ns.state.lacks(Section.SOCKETS)) is not None:
@@ -332,14 +371,14 @@ def _to_socket(ns: Namespace, skb: Skb) -> Skb:
     if packet.protocol == Protocol.TCP and _to_many(skb):
         detail = f"TCP does not answer to the {skb.found.type if skb.found else ''} address {packet.dst}"
         return _dropped(ns, skb, Reason.IP_INVALID_DEST, Stage.SOCKET, _end_of(packet), detail)
-    # inet_iif: what one sends to oneself counts as coming in on the device that has the address
-    over_lo = skb.leg is not None and skb.local_route
+    if packet.protocol == Protocol.SCTP and not ns.listens_to_sctp():
+        return skb.unknown(f"{ns.id}: SCTP sockets", place)
     wanted = packet if skb.tproxy is None else ns.tproxied(packet, *skb.tproxy, skb.in_dev)
-    socket = ns.listener(wanted, skb.leg.dev if skb.leg is not None and over_lo else skb.in_dev, skb.slave)
+    socket = shared or ns.listener(wanted, _socket_dev(skb), skb.slave)
     if socket is None:
         return _nobody_listens(ns, skb)
     who = f" ({socket.process})" if socket.process else ""
-    if packet.protocol == Protocol.TCP and socket.recv_queue > socket.backlog:  # sk_acceptq_is_full
+    if packet.protocol == Protocol.TCP and _is_full(socket):
         return skb.finish(
             Outcome.DROPPED,
             Reason.LISTEN_OVERFLOW,
@@ -364,6 +403,7 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
     detail = f"nobody listens on {packet.protocol} {packet.dst}:{packet.dport}"
     if packet.protocol == Protocol.TCP:
         answer = icmp.reset_for(packet)
+        answer = answer and answer.with_(mark=ns.reflected_mark(packet))
     else:
         answer = None
         if not _to_many(skb):  # icmp_send: never about a broadcast
@@ -443,10 +483,16 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
         return [_lacking(ns, skb, Stage.ROUTE, packet.dst, f"routes ({why})")]
     router = ns.routers[packet.version]
+    if router.by_user and packet.uid is None and not skb.originated:
+        return [one for way in _of_users(ns, skb, router) for one in route_output(ns, way, oif=oif, source=source)]
     key = FlowKey.of(packet, oif=oif)
     found = router.lookup(key if bound else replace(key, src=None), ignore_linkdown=ns.ignore_linkdown)
     chosen: Ip | None = None if source == Source.CHOSEN else packet.src
-    if found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:
+    if source == Source.CHOSEN and packet.version == 6:
+        if (found is None or found.errno) and (guess := ns.source_for(oif, packet.dst)) is not None:
+            # without a route: perhaps one for a source that we have (ip6_dst_lookup_tail)
+            found, chosen = router.lookup(replace(key, src=guess), ignore_linkdown=ns.ignore_linkdown), guess
+    elif found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:
         # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
         chosen = _source(ns, found, found.legs[0], packet.dst)
         found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
@@ -466,12 +512,27 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
             place = ns.place(Stage.ROUTE, dev=leg.dev, key=packet.dst)
             way.finish(Outcome.UNREACHABLE, Reason.NO_SOURCE_ADDRESS, place, "no source address fits", error=error)
         else:
-            way.packet = packet if src == packet.src else replace(packet, src=src)
+            ttl = ns.first_ttl(packet.version, leg.dev) if packet.ttl == _UNSET_TTL else packet.ttl
+            way.packet = packet if src == packet.src and ttl == packet.ttl else replace(packet, src=src, ttl=ttl)
             _take(ns, way, found, leg)
             if found.type == "local" or leg.dev == "lo":  # __mkroute_output: by lo is RTCF_LOCAL, whatever the type
                 way.local_route, way.out_dev = True, "lo"
             _check_size(ns, way)
         way.at = At.IP_LOCAL_OUT
+        ways.append(way)
+    return ways
+
+
+def _of_users(ns: Namespace, skb: Skb, router: Router) -> list[Skb]:
+    """Return the packet once for each user whose packets the rules may treat in their own way: whose it is, is not known."""
+    edges = {edge for rule in router.rules if rule.uids for edge in (rule.uids[0], rule.uids[1] + 1)}
+    users = sorted({0, *(edge for edge in edges if edge < _NO_UID)})
+    ways = []
+    for uid in users:
+        way = skb.clone()
+        way.packet = skb.packet.with_(uid=uid)
+        way.probability /= len(users)
+        way.missing = (*way.missing, f"{ns.id}: which user sends {skb.packet}")
         ways.append(way)
     return ways
 
@@ -483,8 +544,7 @@ def _source(ns: Namespace, found: Found, leg: Leg, dst: Ip) -> Ip | None:
     if route is not None and route.prefsrc is not None:
         return route.prefsrc
     scope = route.scope if route else "global"
-    localnet = ns.either("route_localnet", leg.dev)
-    return select_source(ns.state.interfaces, leg.dev, icmp.seen_from(leg, dst), scope, localnet=localnet)
+    return ns.source_for(leg.dev, icmp.seen_from(leg, dst), scope)
 
 
 def _local_failure(ns: Namespace, skb: Skb, found: Found | None) -> Skb:

@@ -298,7 +298,7 @@ def _wrap(ns: Namespace, skb: Skb, conn: IpvsConn, packet: Packet) -> None:
     """ip_vs_tunnel_xmit: an IPIP packet of this host's own, which conntrack sees anew."""
     server = conn.reply.src
     src = icmp.own_source(ns, server) or server
-    inner = packet.with_(mark=0, ct_state=CtState.NONE)
+    inner = packet.with_(mark=0, ct_state=CtState.NONE, uid=None)
     extra = _IPIP_BYTES[6 if ":" in server else 4]
     skb.step(ns.place(Stage.IPVS, key=_name(conn)), "encap", f"IPIP to the real server {server}")
     skb.packet = Packet(

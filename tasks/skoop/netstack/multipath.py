@@ -6,6 +6,7 @@ the hash of a pair of addresses is hangs on a secret of the kernel's: the first 
 
 from msgspec.structs import replace
 
+from tasks.skoop.model.state import NeighbourState
 from tasks.skoop.netstack.conntrack import History, chosen_leg
 from tasks.skoop.netstack.fib import Found, Leg
 from tasks.skoop.netstack.namespace import Namespace
@@ -19,8 +20,26 @@ def legs_for(ns: Namespace, skb: Skb, found: Found, *, src: str, dst: str) -> tu
     """
     if len(found.legs) == 1:
         return found.legs
+    legs = _answering(ns, found)
     before = chosen_leg(skb.flow, _slot(ns, found, src, dst))
-    return tuple(replace(leg, share=1.0) for leg in found.legs if _name(leg) == before)[:1] or found.legs
+    return tuple(replace(leg, share=1.0) for leg in legs if _name(leg) == before)[:1] or legs
+
+
+def _answering(ns: Namespace, found: Found) -> tuple[Leg, ...]:
+    """Return the legs whose gateway is not known to be silent, if the kernel looks (nexthop_is_good_nh, fib_good_nh)."""
+    by_object = bool(found.route and found.route.nhid)
+    if not by_object and not (found.rule.family == 4 and ns.sysctl("net/ipv4/fib_multipath_use_neigh")):
+        return found.legs
+    good = [leg for leg in found.legs if not _silent(ns, leg)]
+    if not good or len(good) == len(found.legs):
+        return found.legs
+    total = sum(leg.share for leg in good)
+    return tuple(replace(leg, share=leg.share / total) for leg in good)
+
+
+def _silent(ns: Namespace, leg: Leg) -> bool:
+    entry = ns.neighbours.get((leg.dev, leg.nexthop.via or ""))
+    return entry is not None and entry.state in (NeighbourState.FAILED, NeighbourState.INCOMPLETE, NeighbourState.NONE)
 
 
 def remember_leg(ns: Namespace, skb: Skb, found: Found, leg: Leg, *, src: str, dst: str) -> None:

@@ -13,11 +13,11 @@ from msgspec import Struct
 
 from tasks.skoop.model.addr import Ip, Mac, ip_version, is_multicast
 from tasks.skoop.model.ids import NetnsId
-from tasks.skoop.model.packet import Packet
+from tasks.skoop.model.packet import Packet, Protocol
 from tasks.skoop.model.state import FdbEntry, Interface, Neighbour, NeighbourState, NetNS, Section, Socket
 from tasks.skoop.model.trace import Place, Stage, Step
 from tasks.skoop.netstack.conntrack import Known
-from tasks.skoop.netstack.fib import FlowKey, Router
+from tasks.skoop.netstack.fib import FlowKey, Router, select_source
 from tasks.skoop.netstack.nftables.compile import BaseChains, compile_chains
 from tasks.skoop.netstack.xtables.api import CompiledTables, Hook
 from tasks.skoop.netstack.xtables.compile import compile_tables
@@ -73,7 +73,6 @@ class Namespace:
         for link in state.interfaces:
             if link.master:
                 self.ports[link.master] = (*self.ports.get(link.master, ()), link)
-        self.routers = {family: Router(family, state.routes, state.rules, state.interfaces) for family in (4, 6)}
         self.neighbours: dict[tuple[str, str], Neighbour] = {
             (entry.dev, entry.ip): entry for entry in state.neighbours if not entry.proxy
         }
@@ -89,7 +88,13 @@ class Namespace:
         self._either: dict[tuple[str, str], bool] = {}
         self._own = frozenset(address.ip for link in state.interfaces for address in link.addresses)
         self._calls_iptables: dict[tuple[str, int], bool] = {}
-        self._linkdown = frozenset(name for name in self.links if self.either("ignore_routes_with_linkdown", name))
+        self._linkdown = frozenset(
+            (4, name) for name in self.links if self.either("ignore_routes_with_linkdown", name)
+        ) | {(6, name) for name in self.links if self.conf("ignore_routes_with_linkdown", name, family=6)}
+        self.routers = {
+            4: Router(4, state.routes, state.rules, state.interfaces),
+            6: Router(6, state.routes, state.rules, state.interfaces, avoided=self._silent_routers()),
+        }
         self._path_mtu = {(entry.dst, entry.dev or ""): entry.mtu for entry in state.route_exceptions if entry.mtu}
 
     # --- packet filter -------------------------------------------------------------------------------------------
@@ -172,6 +177,16 @@ class Namespace:
             found = self._highest[slot] = max(self.conf(name, "all"), self.conf(name, dev))
         return found
 
+    def reflected_mark(self, packet: Packet) -> int:
+        """Return the mark of what the kernel itself answers to a packet (IP4_REPLY_MARK, IP6_REPLY_MARK)."""
+        return packet.mark if self.sysctl(f"net/ipv{packet.version}/fwmark_reflect") else 0
+
+    def first_ttl(self, version: int, dev: str) -> int:
+        """Return the TTL or hop limit with which the namespace sends by a device (ip4_dst_hoplimit, ip6_dst_hoplimit)."""
+        if version == 4:
+            return self.sysctl("net/ipv4/ip_default_ttl", 64)
+        return self.conf("hop_limit", dev, 64, family=6)
+
     def forwards(self, dev: str, family: int) -> bool:
         """Say whether packets that came in on the device may be forwarded (KERNEL.md 4.3, 4.9b)."""
         if family == 6:
@@ -195,9 +210,27 @@ class Namespace:
     # --- routes and addresses ------------------------------------------------------------------------------------
 
     @property
-    def ignore_linkdown(self) -> frozenset[str]:
-        """Devices whose routes do not count while the link is down."""
+    def ignore_linkdown(self) -> frozenset[tuple[int, str]]:
+        """Devices, by family, whose routes do not count while the link is down (IPv6 has no `all` here: ip6_ignore_linkdown)."""
         return self._linkdown
+
+    def _silent_routers(self) -> frozenset[tuple[str, Ip]]:
+        """Return the IPv6 neighbours that have not answered: a host that does not forward avoids them as routers."""
+        if self.sysctl("net/ipv6/conf/all/forwarding"):
+            return frozenset()
+        return frozenset(
+            (entry.dev, entry.ip)
+            for entry in self.state.neighbours
+            if entry.state == NeighbourState.FAILED and ":" in entry.ip
+        )
+
+    def source_for(self, dev: str, towards: Ip, scope: str = "link") -> Ip | None:
+        """Return the address with which the namespace sends by a device towards an address (`select_source`)."""
+        localnet = ":" not in towards and self.either("route_localnet", dev)
+        return select_source(self.state.interfaces, dev, towards, scope, conf=self._conf6, localnet=localnet)
+
+    def _conf6(self, name: str, dev: str) -> int:
+        return self.conf(name, dev, family=6)
 
     def router(self, family: int) -> Router:
         """Return the routes of a family."""
@@ -273,15 +306,26 @@ class Namespace:
         `slave` is the device below the VRF `dev`: sockets bound to either take the packet, others only if the sysctl
         tcp_l3mdev_accept (udp_…) lets them (inet_bound_dev_eq).
         """
-        best: tuple[int, Socket] | None = None
+        return next(iter(self.sharers(packet, dev, slave)), None)
+
+    def sharers(self, packet: Packet, dev: str, slave: str = "") -> tuple[Socket, ...]:
+        """Return the sockets one of which takes the packet: several where they share address and port (SO_REUSEPORT)."""
+        best: list[Socket] = []
+        most = 0
         everywhere = not slave or bool(self.sysctl(f"net/ipv4/{packet.protocol}_l3mdev_accept"))
         for socket in self.listeners.get((str(packet.protocol), packet.dport), ()):
             if not socket.dev and not everywhere:
                 continue
             score = _socket_score(socket, packet, slave if slave and socket.dev == slave else dev)
-            if score >= 0 and (best is None or score > best[0]):
-                best = (score, socket)
-        return best[1] if best else None
+            if score >= 0 and (not best or score > most):
+                best, most = [socket], score
+            elif best and score == most and (socket.ip, socket.dev) == (best[0].ip, best[0].dev):
+                best.append(socket)
+        return tuple(best)
+
+    def listens_to_sctp(self) -> bool:
+        """Say whether SCTP sockets were collected: by sock_diag they are not, so if none is known there may be some."""
+        return any(socket.protocol == Protocol.SCTP for socket in self.state.sockets)
 
     def has_socket(self, packet: Packet, *, transparent: bool, wildcard: bool) -> bool | None:
         """Return whether a local socket would take the packet (`-m socket`); None if sockets were not collected."""

@@ -13,7 +13,6 @@ from tasks.skoop.model.addr import Ip, ip_int
 from tasks.skoop.model.trace import Outcome, Place, Reason, Stage
 from tasks.skoop.netstack import conntrack
 from tasks.skoop.netstack.asking import context_of, refuse, save_connmark, ways_of
-from tasks.skoop.netstack.fib import select_source
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.reroute import reroute
 from tasks.skoop.netstack.skb import Skb
@@ -145,7 +144,7 @@ def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: Tabl
         case NatKind.MASQUERADE:
             # IPv4 by the next hop (rt_nexthop), IPv6 by the destination (nat_ipv6_dev_get_saddr)
             towards = packet.dst if packet.version == 6 else skb.next_hop or packet.dst
-            src = select_source(ns.state.interfaces, skb.out_dev, towards, "global")
+            src = ns.source_for(skb.out_dev, towards, "global")
             if src is None:
                 place = result.steps[-1].place
                 return skb.finish(

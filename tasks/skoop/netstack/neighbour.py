@@ -10,7 +10,7 @@ from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
 from tasks.skoop.netstack.conntrack import History, learnt_neighbour
-from tasks.skoop.netstack.fib import FlowKey, select_source, subnet_of, usable_addresses
+from tasks.skoop.netstack.fib import FlowKey, subnet_of, usable_addresses
 from tasks.skoop.netstack.iptunnel import tell_on
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Response, Skb
@@ -29,7 +29,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = ""
         return [skb]
     target = skb.next_hop or skb.packet.dst
-    if is_multicast(target):
+    if is_multicast(target) or (skb.found is not None and skb.found.type == "broadcast"):
         skb.dst_mac = ""
         return [skb]
     if not link.up:
@@ -55,6 +55,8 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
+    if answers.macs:
+        skb.flow = History(skb.flow).heard(link.mac, *answers.macs)
     if answers.macs and asker is not None and answers.by:
         skb.flow = History(skb.flow).taught(answers.by, asker, link.mac)
     if answers.macs:
@@ -94,7 +96,7 @@ def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
     announce = ns.highest("arp_announce", skb.out_dev)
     if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, skb.out_dev, src, target))):
         return src
-    return select_source(ns.state.interfaces, skb.out_dev, target)
+    return ns.source_for(skb.out_dev, target)
 
 
 def failed(ns: Namespace, skb: Skb, target: Ip, why: str = "") -> Skb:
@@ -187,6 +189,5 @@ def _answers6(ns: Namespace, dev: str, target: Ip) -> bool:
         return False
     if any(address.ip == target and not address.tentative and not address.dadfailed for address in link.addresses):
         return True
-    return bool(ns.conf("proxy_ndp", "all", family=6) or ns.conf("proxy_ndp", dev, family=6)) and (
-        (dev, target) in ns.proxied
-    )
+    proxies = ns.conf("proxy_ndp", "all", family=6) or ns.conf("proxy_ndp", dev, family=6)
+    return bool(proxies and ns.conf("forwarding", dev, family=6)) and (dev, target) in ns.proxied

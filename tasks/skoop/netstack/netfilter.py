@@ -175,5 +175,5 @@ def _assigned(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> bool:
     return True
 
 
-def _routed_by(packet: Packet) -> tuple[int, Ip, Ip]:
-    return packet.mark, packet.src, packet.dst
+def _routed_by(packet: Packet) -> tuple[int, int, Ip, Ip]:
+    return packet.mark, packet.tos, packet.src, packet.dst

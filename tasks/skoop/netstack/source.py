@@ -35,7 +35,9 @@ def objects_to_source(ns: Namespace, packet: Packet, dev: str, *, out_dev: str =
         return _own_address(ns, packet, dev) if own else None
     mark = packet.mark if ns.either("src_valid_mark", dev) else 0
     vrf = dev if ns.is_vrf(dev) else ns.vrf_of(dev)
-    key = FlowKey(dst=packet.src, src=packet.dst, iif=vrf or ("" if out_dev == "lo" else out_dev), mark=mark)
+    key = FlowKey(
+        dst=packet.src, src=packet.dst, iif=vrf or ("" if out_dev == "lo" else out_dev), mark=mark, tos=packet.tos
+    )
     found = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
     if found is None or found.errno:
         return _filtered(ns, dev, f"no route back to {packet.src}") if rp_filter else None

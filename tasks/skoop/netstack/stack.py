@@ -88,7 +88,7 @@ def _xmit(ns: Namespace, skb: Skb, link: Interface) -> list[Skb]:
         skb.vlan, skb.out_dev = link.vlan_id or 0, lower.name
         skb.step(place, "tag", f"VLAN {link.vlan_id}")
         return [skb]
-    packet = replace(skb.packet, mark=0, ct_state=CtState.NONE)
+    packet = replace(skb.packet, mark=0, ct_state=CtState.NONE, uid=None)
     skb.step(place, "send", link.name)
     frame = Frame(packet, link.mac if not skb.src_mac else skb.src_mac, skb.dst_mac, skb.vlan)  # type: ignore[arg-type]  # MACs by construction
     skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)

@@ -10,7 +10,7 @@ from tasks.skoop.model.addr import Ip, Mac, is_multicast
 from tasks.skoop.model.packet import CtState, Packet, Protocol
 from tasks.skoop.model.state import FdbEntry, Interface, Section, Tunnel
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.fib import FlowKey, Found, Leg, select_source
+from tasks.skoop.netstack.fib import FlowKey, Found, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import At, Skb
@@ -189,9 +189,9 @@ def _encapsulated(ns: Namespace, skb: Skb, by: str, found: Found, leg: Leg, oute
     """Put the packet into the outer one, which is the host's own from here on."""
     inner = skb.packet
     towards = outer.dst if outer.version == 6 else leg.nexthop.via or outer.dst
-    src = outer.src or select_source(ns.state.interfaces, leg.dev, towards)
+    src = outer.src or ns.source_for(leg.dev, towards)
     skb.overhead += outer.length - inner.length
-    skb.packet = outer.with_(src=src or outer.dst, encap=inner.with_(mark=0, ct_state=CtState.NONE))
+    skb.packet = outer.with_(src=src or outer.dst, encap=inner.with_(mark=0, ct_state=CtState.NONE, uid=None))
     skb.originated, skb.local, skb.kept = True, False, False
     _forget(skb)
     skb.in_dev, skb.wrapped_by = "", by

@@ -2,16 +2,20 @@
 
 Follows wg_xmit (drivers/net/wireguard/device.c), wg_socket_send_skb_to_peer (socket.c) and wg_packet_consume_data_done (receive.c).
 The handshake is taken to succeed if each end knows the other's key; that its own packets arrive is what the walk of the data shows.
-An endpoint that a peer has not told yet is `unknown` to nobody: the kernel then refuses with EDESTADDRREQ, here ICMP's.
+Where a peer was last heard from is where it is sent to (wg_socket_set_peer_endpoint), whatever was set; one that is neither set nor
+was heard is not asked: the kernel refuses with EDESTADDRREQ, here ICMP's.
 """
 
 from collections.abc import Iterable
+
+from msgspec.structs import replace
 
 from tasks.skoop.model.addr import Ip, bounds, contains
 from tasks.skoop.model.packet import Packet, Protocol
 from tasks.skoop.model.state import Interface, WireGuardPeer
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
+from tasks.skoop.netstack.conntrack import History, heard_from
 from tasks.skoop.netstack.fib import FlowKey
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import Response, Skb
@@ -35,6 +39,9 @@ def wg_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     peer = _peer_for(device.peers, inner.dst)
     if peer is None:
         return [_refused(ns, skb, link, f"no peer of {link.name} is allowed {inner.dst}")]
+    heard = heard_from(skb.flow, (ns.id, link.name, peer.public_key))
+    if heard is not None:
+        peer = replace(peer, endpoint=heard[0], endpoint_port=heard[1])
     if peer.endpoint is None:
         return [_refused(ns, skb, link, f"where peer {peer.public_key} is, {link.name} does not know yet")]
     size = (40 if ":" in peer.endpoint else 20) + _UDP_BYTES + _DATA_BYTES + _encrypted(inner.length, link.mtu)
@@ -102,4 +109,5 @@ def wg_receive(ns: Namespace, skb: Skb) -> Skb:
     if _peer_for(link.wireguard.peers, inner.src) is not peer:
         detail = f"{inner.src} is not among the addresses that peer {peer.public_key} may send from"
         return skb.finish(Outcome.DROPPED, Reason.NO_PEER, place, detail)
+    skb.flow = History(skb.flow).came_from((ns.id, link.name, peer.public_key), outer.src, outer.sport)
     return take_out(ns, skb, link, "wireguard")

@@ -112,6 +112,8 @@ class _Addr(Struct):
     tentative: bool = False
     dadfailed: bool = False
     noprefixroute: bool = False
+    temporary: bool = False
+    optimistic: bool = False
 
 
 class _Link(Struct):
@@ -357,6 +359,8 @@ def _addresses(rows: Iterable[_Addr]) -> tuple[Address, ...]:
             tentative=row.tentative,
             dadfailed=row.dadfailed,
             noprefixroute=row.noprefixroute,
+            temporary=row.temporary,
+            optimistic=row.optimistic,
         )
         for row in rows
         if row.local and row.family in ("inet", "inet6")

@@ -172,6 +172,7 @@ def _route(row: _Route, version: int, site: Mapping[str, int], source: str) -> R
         metric=row.metric,
         tos=_number(row.tos),
         mtu=_mtu(row),
+        preference=row.pref or "medium",
         nhid=row.nhid,
     )
 

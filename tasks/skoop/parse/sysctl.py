@@ -74,7 +74,13 @@ PER_DEVICE: Mapping[str, frozenset[str]] = {
         (
             *("forwarding", "force_forwarding", "disable_ipv6", "proxy_ndp", "mtu", "hop_limit", "accept_ra"),
             *("accept_redirects", "accept_source_route", "accept_dad", "ignore_routes_with_linkdown", "disable_policy"),
-            *("drop_unicast_in_l2_multicast", "use_oif_addrs_only", "keep_addr_on_down", "mc_forwarding"),
+            *(
+                "drop_unicast_in_l2_multicast",
+                "use_oif_addrs_only",
+                "use_tempaddr",
+                "keep_addr_on_down",
+                "mc_forwarding",
+            ),
         )
     ),
 }

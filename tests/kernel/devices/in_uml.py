@@ -1,4 +1,4 @@
-"""The program that runs inside user-mode Linux: performs worlds and writes a record of each. `python -m … FOLDER [WORLD …]`."""
+"""The program that runs inside the other kernel: performs worlds and writes a record of each. `python -m … FOLDER WORLD …`."""
 
 import sys
 import traceback
@@ -8,13 +8,13 @@ import msgspec
 
 from lab.errors import LabFailed
 from tests.kernel.devices.performing import cases, perform
-from tests.kernel.devices.world import WORLDS, read_world
+from tests.kernel.devices.world import QEMU_WORLDS, WORLDS, read_world
 
 
 def main(argv: list[str]) -> int:
-    """Perform the named worlds (all if none is named); a record or an `.err` each. Return the exit status."""
+    """Perform the named worlds; a record or an `.err` each. Return the exit status."""
     folder, wanted = Path(argv[0]), argv[1:]
-    worlds = [read_world(path) for path in WORLDS if not wanted or path.stem in wanted]
+    worlds = [read_world(path) for path in (*WORLDS, *QEMU_WORLDS) if path.stem in wanted]
     for world, fault in cases(worlds):
         name = f"{world.name}--{fault.replace(' ', '-') or 'healthy'}"
         try:

@@ -25,7 +25,7 @@ from tasks.skoop.collect.namespace import collect_namespace
 from tasks.skoop.model.cluster import ClusterObjects, ClusterState
 from tasks.skoop.model.state import NetNS
 from tasks.skoop.model.trace import View
-from tests.kernel.devices.world import Serve, World, netns_of
+from tests.kernel.devices.world import PATIENCE_S, Serve, World, netns_of
 
 SO_BINDTODEVICE, IP_PKTINFO, IPV6_RECVPKTINFO = 25, 8, 49
 ARP_RETRY_MS = 40
@@ -86,17 +86,17 @@ def perform(world: World, fault: str = "") -> Record:
     """Build the world with a fault ("": none), collect it, try its connections. Raises LabFailed where it cannot be built."""
     with _built(world, fault) as spaces, _served(world, spaces) as servers:
         netns = {name: _collected(space, spaces) for name, space in spaces.items()}
+        patience_s = float(os.environ.get("PATIENCE_S", PATIENCE_S))
         asks = [
-            replace(ask, sport=PORT + number) if ask.protocol != "icmp" else ask
+            replace(ask, sport=PORT + number if ask.protocol != "icmp" else 0, timeout_s=patience_s)
             for number, ask in enumerate(world.asks)
         ]
         attempts = attempt_all(asks, spaces, servers)
-        lost = [index for index, attempt in enumerate(attempts) if attempt.view == View.TIMEOUT]
-        again = [replace(asks[index], sport=asks[index].sport and asks[index].sport + 1000) for index in lost]
-        for index, attempt in zip(
-            lost, attempt_all(again, spaces, servers), strict=True
-        ):  # in case the machine was busy
-            attempts[index] = replace(attempt, ask=asks[index])
+        for index, attempt in enumerate(attempts):
+            if (
+                attempt.view == View.TIMEOUT
+            ):  # the machine was busy, or another's ARP request taught somebody: alone, then
+                attempts[index] = replace(_alone(asks[index], spaces, servers), ask=asks[index])
     return Record(
         world=world.name,
         fault=fault,
@@ -104,6 +104,13 @@ def perform(world: World, fault: str = "") -> Record:
         netns=netns,
         tried=tuple(_tried(ask, attempt) for ask, attempt in zip(asks, attempts, strict=True)),
     )
+
+
+def _alone(ask: Ask, spaces: dict[str, Netns], servers: Servers) -> Attempt:
+    """Try one connection with nobody's neighbours known but those that were set by hand."""
+    for netns in spaces.values():
+        netns.run(["ip", "neigh", "flush", "all"])
+    return attempt_all([replace(ask, sport=ask.sport and ask.sport + 1000)], spaces, servers)[0]
 
 
 def _tried(ask: Ask, attempt: Attempt) -> Tried:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.kernel.devices.comparing import differences
 from tests.kernel.devices.performing import perform
-from tests.kernel.devices.world import WORLDS, World, read_world
+from tests.kernel.devices.world import QEMU_WORLDS, WORLDS, World, read_world
 
 pytestmark = [
     pytest.mark.root,
@@ -24,6 +24,7 @@ MAKE = {
     "vxlan": "ip link add v type vxlan id 5 dstport 4789",
     "geneve": "ip link add v type geneve id 5 remote 192.0.2.1",
     "bond": "ip link add b type bond",
+    "wireguard": "ip link add w type wireguard",
     "dummy": "ip link add d type dummy",
     "ip6tnl": "ip link add t type ip6tnl remote 2001:db8::1 local 2001:db8::2",
     "ip6gre": "ip link add t type ip6gre remote 2001:db8::1 local 2001:db8::2",
@@ -37,10 +38,10 @@ def has(kind: str) -> bool:
     return subprocess.run(["unshare", "-n", "sh", "-ec", script], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("world", [read_world(path) for path in WORLDS], ids=lambda world: world.name)
+@pytest.mark.parametrize("world", [read_world(path) for path in (*WORLDS, *QEMU_WORLDS)], ids=lambda world: world.name)
 def test_the_simulator_foretells_what_happens_here(world: World) -> None:
     missing = [kind for kind in world.needs if not has(kind)]
     if missing:
-        pytest.skip(f"this kernel has no {', '.join(missing)}: see `make fuzz-uml`")
+        pytest.skip(f"this kernel has no {', '.join(missing)}: see `make fuzz-uml`, `make fuzz-wireguard`")
     wrong = [line for fault in ("", *world.faults) for line in differences(perform(world, fault))]
     assert not wrong, "\n".join(wrong)

@@ -1,4 +1,4 @@
-"""What user-mode Linux did with one kind of device at a time, healthy and broken: the simulator foretells it from what was collected."""
+"""What user-mode Linux, and Debian's kernel in qemu, did with one kind of device at a time, healthy and broken: the simulator foretells it from what was collected."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import msgspec
 import pytest
 from zstandard import ZstdDecompressor
 
+from tasks.skoop.model.state import Section
 from tests.kernel.devices.comparing import differences
 from tests.kernel.devices.performing import Record
-from tests.kernel.devices.world import WORLDS, read_world
+from tests.kernel.devices.world import QEMU_WORLDS, WORLDS, read_world
 
-FOLDER = Path(__file__).parents[2] / "data" / "uml"
-FILES = sorted(FOLDER.glob("*.json.zst"))
+DATA = Path(__file__).parents[2] / "data"
+FILES = sorted([*(DATA / "uml").glob("*.json.zst"), *(DATA / "qemu").glob("*.json.zst")])
 NEEDED_BY_THE_HOST = {"vxlan", "macvlan", "nexthop"}
 
 
@@ -28,7 +29,7 @@ def test_the_simulator_foretells_what_was_recorded(path: Path) -> None:
 
 def test_every_world_was_recorded_healthy_and_with_two_faults() -> None:
     seen = [(record.world, record.fault) for record in map(read, FILES)]
-    for world in map(read_world, WORLDS):
+    for world in map(read_world, (*WORLDS, *QEMU_WORLDS)):
         faults = [fault for name, fault in seen if name == world.name]
         assert "" in faults, world.name
         assert len(faults) >= min(3, 1 + len(world.faults)), world.name
@@ -41,7 +42,10 @@ def test_nothing_was_left_uncollected() -> None:
         for one in record.netns.values()
         for gap in one.missing
     }
-    assert not gaps
+    without_the_module = {slot for slot in gaps if slot[0].startswith("wireguard") and slot[1] == Section.IPSETS}
+    assert not gaps.keys() - without_the_module, (
+        gaps
+    )  # that machine had not loaded ip_set, and no rule there asks for a set
 
 
 def test_a_wrong_outcome_is_noticed() -> None:

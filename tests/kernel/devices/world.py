@@ -21,6 +21,8 @@ from lab.prober import Ask
 from tasks.skoop.model.ids import NetnsId
 
 WORLDS = sorted((Path(__file__).parent / "worlds").glob("*.world"))
+QEMU_WORLDS = sorted((Path(__file__).parent / "worlds" / "qemu").glob("*.world"))
+"""Those of devices that user-mode Linux lacks, too."""
 PATIENCE_S = 0.6
 
 

@@ -66,6 +66,26 @@ def _listener(port: int, queue: int) -> Callable[[NetNS], NetNS]:
     return lambda netns: replace(netns, sockets=(*netns.sockets, socket))
 
 
+def _neighbours(base: str, count: int, state: NeighbourState) -> Callable[[NetNS], NetNS]:
+    """Fill the table: the limit is 100 for either family."""
+    limits = {f"net/ipv{family}/neigh/default/gc_thresh3": "100" for family in (4, 6)}
+    more = tuple(Neighbour(ip=Ip(f"{base}{last:x}"), dev="eth0", state=state) for last in range(1, count + 1))
+    return lambda netns: replace(netns, sysctls={**netns.sysctls, **limits}, neighbours=(*netns.neighbours, *more))
+
+
+@pytest.mark.parametrize(
+    ("base", "count", "state", "codes"),
+    [
+        pytest.param("2001:db8::", 95, NeighbourState.STALE, {"KP-NEIGH-003"}, id="many of one family"),
+        pytest.param("2001:db8::", 60, NeighbourState.STALE, set(), id="too few for either family"),
+        pytest.param("2001:db8::", 95, NeighbourState.PERMANENT, set(), id="permanent ones do not count"),
+    ],
+)
+def test_a_neighbour_table_near_its_limit(base: str, count: int, state: NeighbourState, codes: set[str]) -> None:
+    found = _check(edited(N1, _neighbours(base, count, state)))
+    assert {item.code for item in found} == codes
+
+
 BLACKHOLE = Route(dst=Net("10.244.2.0/25"), type="blackhole")
 DIVERT = Route(dst=Net("10.244.2.0/24"), table=77, nexthops=(NextHop(dev="eth0", via=Ip("172.18.0.12")),))
 RULE = PolicyRule(family=4, priority=50, table=77, src=Net("10.244.1.0/24"))

@@ -173,3 +173,37 @@ def test_a_source_is_always_one_of_ones_own_and_never_secondary(made: list[tuple
     assert source in primary if primary else source is None
     near = [ip for ip in primary if ip.startswith(f"10.{towards}.")]
     assert not near or source == near[0]
+
+
+def address6(text: str, **flags: bool) -> Address:
+    return Address(ip=Ip(text), prefixlen=64, **flags)
+
+
+PLAIN, TEMPORARY = address6("2001:db8:1::1"), address6("2001:db8:1::7", temporary=True)
+PRIVATE, WAITING = address6("fd00:1::1"), address6("2001:db8:1::8", tentative=True)
+OPTIMISTIC = address6("2001:db8:1::9", tentative=True, optimistic=True)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "settings", "towards", "source"),
+    [
+        pytest.param([PLAIN, TEMPORARY], {}, "2600::1", PLAIN, id="temporary ones are not preferred"),
+        pytest.param([PLAIN, TEMPORARY], {"use_tempaddr": 2}, "2600::1", TEMPORARY, id="unless the device says so"),
+        pytest.param(
+            [PLAIN, TEMPORARY], {"use_tempaddr": 1}, "2600::1", PLAIN, id="having them is not preferring them"
+        ),
+        pytest.param([TEMPORARY], {}, "2600::1", TEMPORARY, id="better than none"),
+        pytest.param([PLAIN, PRIVATE], {}, "fc00:9::1", PRIVATE, id="label before prefix"),
+        pytest.param([PRIVATE, PLAIN], {}, "2600::1", PLAIN, id="the other label"),
+        pytest.param([WAITING, PRIVATE], {}, "2600::1", PRIVATE, id="one that waits is none"),
+        pytest.param([OPTIMISTIC, PRIVATE], {}, "2600::1", PRIVATE, id="an optimistic one comes last"),
+        pytest.param([OPTIMISTIC], {}, "2600::1", OPTIMISTIC, id="but comes"),
+        pytest.param([PLAIN], {"disable_ipv6": 1}, "2600::1", None, id="no IPv6 on the device"),
+    ],
+)
+def test_the_source_address_of_ipv6(
+    addresses: list[Address], settings: dict[str, int], towards: str, source: Address | None
+) -> None:
+    links = [Interface(index=2, name="eth0", addresses=tuple(addresses))]
+    found = select_source(links, "eth0", Ip(towards), conf=lambda name, _dev: settings.get(name, 0))
+    assert found == (source.ip if source else None)
