@@ -35,7 +35,7 @@ def state_named(name: str) -> ClusterState:
 
 def ask(state: ClusterState, what: Connect) -> Diagnosis:
     """What the simulator says of a connection in a state."""
-    source = Endpoint(ip=Ip("::" if ":" in what.dst else "0.0.0.0"), netns=netns_of(what.netns))
+    source = Endpoint(ip=Ip("::" if ":" in what.dst else "0.0.0.0"), netns=netns_of(what.netns), uid=0, gid=0)
     question = Question(
         src=source,
         dst=Endpoint(ip=what.dst, port=what.dport),
