@@ -51,7 +51,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = learnt
         skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
         return [skb]
-    asker = _asker(ns, skb, target)
+    asker = asker_of(ns, skb.packet.src, skb.out_dev, target)
     if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
@@ -84,19 +84,19 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     return [skb]
 
 
-def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
-    """arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device.
+def asker_of(ns: Namespace, src: Ip, dev: str, target: Ip) -> Ip | None:
+    """Return in whose name a packet's next hop is asked for.
 
-    ndisc_solicit: the packet's source if the device has it, else the device's link-local address; without one nobody is asked.
+    arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device. ndisc_solicit: the
+    packet's source if the device has it, else the device's link-local address; without one nobody is asked.
     """
-    src = skb.packet.src
     if ":" in src:
-        own = [address.ip for address in usable_addresses(ns.links[skb.out_dev], 6)]
+        own = [address.ip for address in usable_addresses(ns.links[dev], 6)]
         return src if src in own else next((ip for ip in own if is_link_local(ip)), None)
-    announce = ns.highest("arp_announce", skb.out_dev)
-    if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, skb.out_dev, src, target))):
+    announce = ns.highest("arp_announce", dev)
+    if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, dev, src, target))):
         return src
-    return ns.source_for(skb.out_dev, target)
+    return ns.source_for(dev, target)
 
 
 def failed(ns: Namespace, skb: Skb, target: Ip, why: str = "") -> Skb:
