@@ -6,6 +6,7 @@ first; they are taken in the order collected, which can matter only for the name
 rules wins.
 """
 
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.nat import NAT_SOURCE, Groups
 from tasks.skoop.netstack.reroute import reroute
 from tasks.skoop.netstack.skb import Skb
-from tasks.skoop.netstack.xtables.api import CompiledTable, Hook, TableResult, Verdict
+from tasks.skoop.netstack.xtables.api import CompiledTable, Hook, HookContext, TableResult, Verdict
 
 _TABLES = {
     Hook.PREROUTING: (("raw", -300), ("mangle", -150)),
@@ -55,6 +56,8 @@ class Op(NamedTuple):
     kind: OpKind
     tables: Groups = ()
     reroutes: bool = False
+    rivals: tuple[CompiledTable, ...] = ()
+    """Other tables of the same priority: which of them was registered last, and so runs first, no dump tells."""
     balancing: ipvs.Way | None = None
 
 
@@ -83,7 +86,14 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
             ops.append(Op(_CONFIRM, OpKind.CONFIRM))
     if ipvs.runs(ns):
         ops += [Op(priority, OpKind.IPVS, balancing=way) for priority, way in ipvs.HOOKS.get(hook, ())]
-    return tuple(sorted(ops, key=lambda op: op.priority))
+    return tuple(_with_rivals(sorted(ops, key=lambda op: op.priority)))
+
+
+def _with_rivals(ops: list[Op]) -> Iterator[Op]:
+    for op in ops:
+        others = [one for one in ops if one is not op and one.kind == op.kind and one.priority == op.priority]
+        rivals = tuple(one.tables[0][0] for one in others) if op.kind == OpKind.TABLE else ()
+        yield op._replace(rivals=rivals)
 
 
 def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
@@ -127,10 +137,40 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
         case OpKind.NAT:
             return nat.translate(ns, skb, hook, op.tables)
         case OpKind.TABLE:
+            if op.rivals:
+                return _among_rivals(ns, skb, hook, op)
             return _filter(ns, skb, hook, op.tables[0][0], reroutes=op.reroutes)
         case OpKind.IPVS:
             assert op.balancing is not None
             return ipvs.apply(ns, skb, hook, op.balancing)
+
+
+def _among_rivals(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
+    """Let a table see the packet, and where it refuses, also what a table refuses that may run before it.
+
+    A rejection is heard of, a drop is not: where two tables refuse in different ways each may be first.
+    """
+    table = op.tables[0][0]
+    context = context_of(ns, skb, hook)
+    refusals = {table: _refusals(table, context)}
+    if refusals[table]:
+        refusals |= {rival: found for rival in op.rivals if (found := _refusals(rival, context))}
+    if len(set(refusals.values())) < 2:
+        return _filter(ns, skb, hook, table, reroutes=op.reroutes)
+    ways = []
+    for first in refusals:
+        way = skb.clone()
+        way.probability /= len(refusals)
+        ways += _filter(ns, way, hook, first, reroutes=op.reroutes)
+    return ways
+
+
+def _refusals(table: CompiledTable, context: HookContext) -> frozenset[tuple[Verdict, str]]:
+    """Return in which ways a table refuses a packet, if it does in every case."""
+    results = table.evaluate(context)
+    if any(result.verdict == Verdict.ACCEPT for result in results):
+        return frozenset()
+    return frozenset((result.verdict, result.reject) for result in results)
 
 
 def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, reroutes: bool) -> list[Skb]:
