@@ -222,7 +222,8 @@ class Diagnostor:
         Such connections stay half open at the server and fill its SYN queue, so that now and then a SYN is lost as well
         (tcp_conn_request, net/ipv4/tcp_input.c).
         """
-        ack = self.segment(course, back, 40, backwards=False, flags=TcpFlags.ACK)
+        length = 52 if course.packet.version == 4 else 72  # with the time stamps that both ends agreed on
+        ack = self.segment(course, back, length, backwards=False, flags=TcpFlags.ACK)
         if ack is None or ack.end.outcome == Outcome.UNKNOWN:
             return [(outcome, course, back)]
         if ack.end.outcome == Outcome.DELIVERED:
