@@ -10,7 +10,7 @@ multicast snooping, learning during the walk.
 from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.state import FdbEntry, Interface, Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
-from tasks.skoop.netstack.conntrack import has_spoken
+from tasks.skoop.netstack.conntrack import has_spoken, learnt_neighbour
 from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
@@ -63,7 +63,7 @@ def _after_dnat(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
     skb.dst_mac = bridge.mac
     packet = skb.packet
     found = ns.routers[packet.version].lookup(FlowKey.of(packet, iif=bridge.name), ignore_linkdown=ns.ignore_linkdown)
-    if found is None or found.type != "unicast":
+    if found is None or found.errno or found.type != "unicast":
         return [skb]
     if packet.version == 4 and not ns.forwards(bridge.name, 4):
         return [skb]
@@ -86,8 +86,11 @@ def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[
     if (gap := ns.gap(Section.NEIGHBOURS)) is not None:
         return [skb.unknown(gap, place)]
     entry = ns.neighbour(bridge.name, target)
+    learnt = learnt_neighbour(skb.flow, ns.id, bridge.name, target)
     if entry is not None and entry.mac is not None:
         macs: tuple[Mac, ...] = (entry.mac,)
+    elif learnt is not None:
+        macs = (learnt,)
     else:
         asker = asker_of(ns, packet.src, bridge.name, target)
         answers = ns.wire.resolve(ns.id, bridge.name, target, asker)

@@ -414,7 +414,9 @@ def _nobody_listens(ns: Namespace, skb: Skb) -> Skb:
         if not _to_many(skb):  # icmp_send: never about a broadcast
             answer = icmp.error_about(ns, packet, icmp.PORT_UNREACH, to_local=True, in_dev=skb.in_dev)
     if skb.found is not None and skb.found.type not in FOR_US:
-        answer = None if packet.protocol == Protocol.TCP else answer  # tcp_v4_send_reset: the route has to be local
+        answer = (
+            None  # tcp_v4_send_reset: the route has to be local; icmp_send: so has the source, which is the destination
+        )
     if answer is None or packet.tcp_flags == TcpFlags.RST:
         return skb.finish(Outcome.DROPPED, Reason.NO_SOCKET, place, detail)
     # the packet has left conntrack before (nf_reset_ct): its answer finds the connection again, after the raw table

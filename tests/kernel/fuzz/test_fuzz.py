@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and their full state"),
 ]
 
-SEED = int(os.environ.get("FUZZ_SEED", "13"))
-SLICE = int(os.environ.get("FUZZ_SCENARIOS", "30"))
+SEED = int(os.environ.get("FUZZ_SEED", "4200"))
+SLICE = int(os.environ.get("FUZZ_SCENARIOS", "100"))
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "120"))
 PLANTED_SCENARIOS = 2000
 
