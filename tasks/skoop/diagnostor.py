@@ -72,11 +72,13 @@ class Diagnostor:
     def _results(self, question: Question) -> tuple[Result, ...]:
         packet = self._first_packet(question)
         start = self._start(question)
-        slot = (start, packet)
+        slot = (start, packet, question.uid)
         if slot not in self._memo:
-            passages = self.nodes.get(start).send(packet, {})
+            passages = self.nodes.get(start).send(packet, {}, uid=question.uid)
             self._memo[slot] = tuple(
-                result for course in follow(self.nodes, start, passages) for result in self._answer(start, course)
+                result
+                for course in follow(self.nodes, start, passages)
+                for result in self._answer(start, replace(course, uid=question.uid))
             )
         return self._memo[slot]
 
@@ -223,7 +225,8 @@ class Diagnostor:
         packet = first.with_(tcp_flags=flags, length=length, df=True, ttl=_DEFAULT_TTL, mark=0)
         oif = course.end.oif if backwards else ""
         known = reply.flow if flow is None else flow
-        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif)
+        uid = 0 if backwards else course.uid
+        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif, uid=uid)
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 
@@ -363,7 +366,7 @@ def _views(
     question: Question,
     results: Sequence[Result],
 ) -> dict[View, float]:
-    """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (KERNEL.md 8)."""
+    """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (docs/kernel.md)."""
     first: dict[View, float] = {}
     again = 0.0
     for outcome, (_, forward, reply) in zip(outcomes, results, strict=True):

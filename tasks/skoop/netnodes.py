@@ -45,11 +45,11 @@ class NetNodeAction(Protocol):
     type: NetNodeType
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = "", uid: int = 0
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this place; unless `bound`, its kernel chooses the source address.
 
-        `oif` is the device that the socket is bound to.
+        `oif` is the device that the socket is bound to, `uid` its owner.
         """
 
     def receive(
@@ -172,10 +172,10 @@ class StackNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = "", uid: int = 0
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this namespace."""
-        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif))
+        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif, uid=uid))
 
     def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
         """Send what the kernel itself answers."""
@@ -300,10 +300,10 @@ class ExternalNode:
         self._cabling = cabling
 
     def send(
-        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = ""
+        self, packet: Packet, flow: Flow, *, bound: bool = False, answer: bool = False, oif: str = "", uid: int = 0
     ) -> tuple[Passage, ...]:
         """Let an unknown host send: known only if the destination is a collected host's own address."""
-        del bound, answer, oif
+        del bound, answer, oif, uid
         skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
         there = self._cabling.owner(packet.dst)
         place = _outside(self.id)

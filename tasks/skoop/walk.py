@@ -26,7 +26,7 @@ MAX_COURSES = 2048
 class Course(Struct, frozen=True, kw_only=True):
     """One whole way of a packet. `last` is the NetNode where it ended, `visited` all of them in order.
 
-    `original` is the packet as its sender's kernel first made it; `packet` as it was at the end.
+    `original` is the packet as its sender's kernel first made it; `packet` as it was at the end. `uid` is the user it is sent for.
     """
 
     probability: float
@@ -42,6 +42,7 @@ class Course(Struct, frozen=True, kw_only=True):
     assumed: tuple[str, ...] = ()
     path_mtu: int = 0
     redraw: bool = False
+    uid: int = 0
 
     def walk(self) -> Walk:
         """Return the course as a report shows it."""

@@ -34,6 +34,7 @@ class Question(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `sport` 0 means an ephemeral port that no old conntrack entry knows. `payload_bytes` is what each side sends at least
     once after the connection stands (TCP) or in the one datagram (UDP, ICMP); `df` forbids fragmenting that datagram.
+    `uid` is the user whose program asks: `-m owner`, `meta skuid` and `ip rule … uidrange` look at it.
     """
 
     src: Endpoint
@@ -42,3 +43,4 @@ class Question(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sport: int = 0
     payload_bytes: int = 0
     df: bool = False
+    uid: int = 0

@@ -29,6 +29,10 @@ ROUTE_ERRNO = {"unreachable": "EHOSTUNREACH", "blackhole": "EINVAL", "prohibit":
 RULE_ERRNO = {"unreachable": "ENETUNREACH", "blackhole": "EINVAL", "prohibit": "EACCES"}
 
 
+_DSCP = 0xFC
+"""The bits of the TOS octet that routes and rules look at (INET_DSCP_MASK; routes of older kernels see 0x1C of them alone)."""
+
+
 class FlowKey(Struct, frozen=True, kw_only=True):
     """What a lookup is made with (struct flowi4). `iif` "" means locally made, `oif` "" unbound; `src` None unspecified."""
 
@@ -41,6 +45,7 @@ class FlowKey(Struct, frozen=True, kw_only=True):
     sport: int = 0
     dport: int = 0
     uid: int | None = None
+    tos: int = 0
     vrf: str = ""
     """The VRF that the flow is in (flowi_l3mdev); `lookup` sets it for one that is bound to it."""
 
@@ -56,6 +61,7 @@ class FlowKey(Struct, frozen=True, kw_only=True):
             protocol=packet.protocol,
             sport=packet.sport,
             dport=packet.dport,
+            tos=packet.tos,
         )
 
 
@@ -156,11 +162,12 @@ class Router:
             self._merged: Table | None = Table.build(both, width)
         else:
             self._merged = None
+        self._by_tos = any(route.tos for route in mine)
         self._vrfs = frozenset(link.name for link in interfaces if link.vrf_table is not None)
         self._plain = all(
             rule.action == "lookup" and not _selective(rule) and rule.suppress_prefixlength < 0 for rule in self.rules
         )
-        self._cache: dict[tuple[Ip, str], Found | None] = {}
+        self._cache: dict[tuple[Ip, str, int], Found | None] = {}
 
     def lookup(self, key: FlowKey, *, ignore_linkdown: frozenset[str] = frozenset()) -> Found | None:
         """Return the route for a flow, or None if no rule leads to one (ENETUNREACH).
@@ -171,7 +178,7 @@ class Router:
         if key.oif in self._vrfs:
             key = replace(key, oif="", vrf=key.oif)
         if self._plain and not ignore_linkdown:  # nothing but destination and bound device decides: remember it
-            slot = (key.dst, key.oif)
+            slot = (key.dst, key.oif, key.tos if self._by_tos else 0)
             if slot not in self._cache:
                 self._cache[slot] = self._lookup(key, ignore_linkdown)
             return self._cache[slot]
@@ -204,7 +211,7 @@ class Router:
         if table is None:
             return None
         for length, route in table.candidates(number):
-            if route.tos:  # only a flow with that TOS takes it; the flows walked here carry none
+            if route.tos and route.tos != key.tos & _DSCP:
                 continue
             if route.src is not None and key.src is not None and not contains(route.src, key.src):
                 continue
@@ -322,7 +329,7 @@ def _selectors_match(rule: PolicyRule, key: FlowKey) -> bool:
         return False
     if rule.dports and not rule.dports[0] <= key.dport <= rule.dports[1]:
         return False
-    return not rule.tos
+    return rule.tos in (0, key.tos & _DSCP)
 
 
 def usable_addresses(link: Interface, family: int) -> Iterable[Address]:

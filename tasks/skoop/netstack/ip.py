@@ -428,7 +428,7 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
     if (why := ns.state.lacks(Section.ROUTES)) is not None:
         return [_lacking(ns, skb, Stage.ROUTE, packet.dst, f"routes ({why})")]
     router = ns.routers[packet.version]
-    key = FlowKey.of(packet, oif=oif)
+    key = replace(FlowKey.of(packet, oif=oif), uid=skb.uid)
     found = router.lookup(key if bound else replace(key, src=None), ignore_linkdown=ns.ignore_linkdown)
     chosen: Ip | None = None if source == Source.CHOSEN else packet.src
     if found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:

@@ -173,7 +173,7 @@ def _context(ns: Namespace, skb: Skb, hook: Hook) -> HookContext:
         phys_in=skb.phys_in,
         phys_out=skb.phys_out,
         connection=_view(ns, skb),
-        local_uid=0 if skb.local or skb.originated else None,  # the kernel's own sockets are root's
+        local_uid=skb.uid if skb.local or skb.originated else None,
         mac=skb.src_mac,
     )
 
@@ -210,8 +210,8 @@ def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, rerout
     return done
 
 
-def _routed_by(packet: Packet) -> tuple[int, Ip, Ip]:
-    return packet.mark, packet.src, packet.dst
+def _routed_by(packet: Packet) -> tuple[int, int, Ip, Ip]:
+    return packet.mark, packet.tos, packet.src, packet.dst
 
 
 def _save_connmark(ns: Namespace, skb: Skb, result: TableResult) -> None:

@@ -150,6 +150,7 @@ class Skb:
         "src_mac",
         "stolen",
         "trail",
+        "uid",
         "untracked",
         "vlan",
         "zone",
@@ -192,6 +193,7 @@ class Skb:
         self.redraw = False
         self.vlan = 0  # the VLAN that the frame is in; 0: none
         self.slave = ""  # the device below the VRF that in_dev is (IP6CB/IPCB iif)
+        self.uid = 0  # of the socket that sent it; the kernel's own sockets are root's
         self.budget = 640
         self.end: End | None = None
         self.emit: Emit | None = None

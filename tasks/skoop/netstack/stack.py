@@ -135,15 +135,16 @@ def _settled(skb: Skb) -> Skb:
 
 
 def send(
-    ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False
+    ns: Namespace, packet: Packet, flow: Flow, *, oif: str = "", bound: bool = False, answer: bool = False, uid: int = 0
 ) -> tuple[Exit, ...]:
     """Send a packet from a socket of this namespace.
 
     Unless `bound`, the kernel chooses the source address. `answer`: it is not the first packet of its flow, so that the
-    socket at the other end is already there.
+    socket at the other end is already there. `uid` is the socket's owner.
     """
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
     skb.local = True
+    skb.uid = uid
     skb.answer = answer
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
