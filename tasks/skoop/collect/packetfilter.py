@@ -17,7 +17,7 @@ from tasks.skoop.parse.errors import ParseError
 from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import backend_of, parse_iptables_save
 from tasks.skoop.parse.ipvs import in_kernel_order, parse_ip_vs, parse_ip_vs_conn, parse_ipvsadm
-from tasks.skoop.parse.nft import parse_nft, without_iptables
+from tasks.skoop.parse.nft import lacks_devices, parse_nft, with_devices, without_iptables
 
 PROC_NET = Path("/proc/thread-self/net")
 XTABLES = frozenset(("raw", "mangle", "nat", "filter", "security"))
@@ -58,9 +58,11 @@ def read_packet_filter(missing_iptables: Note, missing_nft: Note) -> tuple[tuple
         if (FAMILIES.get(table.family, 0), table.name) in owned:
             continue
         try:
-            native += parse_nft(
-                run_tool(["nft", "-s", "-j", "list", "table", table.family, table.name]), f"nft table {table.name}"
-            )
+            named = [table.family, table.name]
+            read = parse_nft(run_tool(["nft", "-s", "-j", "list", "table", *named]), f"nft table {table.name}")
+            if any(map(lacks_devices, read)):
+                read = with_devices(read, run_tool(["nft", "-s", "list", "table", *named]))
+            native += read
         except (ToolFailed, ParseError) as error:
             missing_nft(str(error))
     return tuple(xtables), without_iptables(native, xtables)

@@ -15,6 +15,7 @@ from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.neighbour import failed
 from tasks.skoop.netstack.netfilter import traverse
+from tasks.skoop.netstack.nftables.link_hooks import on_bridge, on_device
 from tasks.skoop.netstack.skb import At, Skb
 from tasks.skoop.netstack.vlans import filters, tag_of, unknown_vlans, vlan_of
 from tasks.skoop.netstack.xtables.api import Hook
@@ -34,6 +35,12 @@ def br_handle_frame(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.phys_in, skb.frame_dst = port.name, skb.dst_mac
     skb.bridge = skb.in_dev = bridge.name
     skb.at = At.BR_FRAME_FINISH
+    ways = on_bridge(ns, skb, Hook.PREROUTING, in_port=port.name)
+    return [after for way in ways for after in ([way] if way.end is not None else _nf_prerouting(ns, way, bridge))]
+
+
+def _nf_prerouting(ns: Namespace, skb: Skb, bridge: Interface) -> list[Skb]:
+    """br_nf_pre_routing: iptables sees it as coming in by the bridge."""
     if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [skb]
     before = skb.packet.dst
@@ -124,7 +131,9 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.DROPPED, Reason.VLAN_FILTER, place, detail)]
     entry = _entry(ns, bridge, skb.dst_mac, vid)
     if entry.permanent if entry else (skb.dst_mac == bridge.mac and not ns.bridge_fdb):
-        return [_pass_up(ns, skb, bridge, vid)]
+        ways = on_bridge(ns, skb, Hook.INPUT, in_port=ingress.name)
+        up = [way if way.end is not None else _pass_up(ns, way, bridge, vid) for way in ways]
+        return [after for way in up for after in ([way] if way.end is not None else on_device(ns, way, way.in_dev))]
     learnt = ingress.port is None or ingress.port.learning
     if entry is None and learnt and skb.dst_mac == skb.src_mac:  # a pod that reaches itself: learnt as it came in
         port: Interface | None = ingress
@@ -140,6 +149,16 @@ def br_frame_finish(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.vlan = tag or 0
     skb.step(ns.place(Stage.BRIDGE, dev=bridge.name, key=skb.dst_mac), "bridge", f"{ingress.name} to {port.name}")
     skb.phys_out = port.name
+    ways = [
+        after
+        for way in on_bridge(ns, skb, Hook.FORWARD, in_port=ingress.name, out_port=port.name)
+        for after in ([way] if way.end is not None else on_bridge(ns, way, Hook.POSTROUTING, out_port=port.name))
+    ]
+    return [after for way in ways for after in ([way] if way.end is not None else _nf_forward(ns, way, bridge, port))]
+
+
+def _nf_forward(ns: Namespace, skb: Skb, bridge: Interface, port: Interface) -> list[Skb]:
+    """br_nf_forward and br_nf_post_routing: iptables sees it going from the bridge to the bridge."""
     if skb.vlan or not ns.bridge_calls_iptables(bridge.name, skb.packet.version):
         return [_to_port(ns, skb, port)]
     skb.out_dev = bridge.name
@@ -272,4 +291,8 @@ def br_dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
         return [skb.finish(Outcome.DROPPED, Reason.BRIDGE_FORWARD, place, f"to {port.name}: {refused}")]
     skb.vlan = tag or 0
     skb.step(place, "bridge", f"{bridge.name} to {port.name}")
-    return [_to_port(ns, skb, port)]
+    return [
+        after if after.end is not None else _to_port(ns, after, port)
+        for way in on_bridge(ns, skb, Hook.OUTPUT, out_port=port.name)
+        for after in ([way] if way.end is not None else on_bridge(ns, way, Hook.POSTROUTING, out_port=port.name))
+    ]

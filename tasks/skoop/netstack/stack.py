@@ -13,6 +13,7 @@ from tasks.skoop.model.trace import IcmpError, Outcome, Reason, Stage
 from tasks.skoop.netstack import bridge, ip, iptunnel, neighbour, tunnel, wireguard
 from tasks.skoop.netstack.conntrack import Flow
 from tasks.skoop.netstack.namespace import Namespace
+from tasks.skoop.netstack.nftables.link_hooks import on_device
 from tasks.skoop.netstack.skb import At, Emit, Exit, Response, Skb
 
 MAX_WAYS = 4096
@@ -47,7 +48,15 @@ _PROGRAMS = {"tun", "macvtap", "ipvtap"}  # what they carry goes to a program
 
 
 def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
-    """Hand the frame to the device (dev_queue_xmit and the drivers' ndo_start_xmit)."""
+    """Hand the frame to the device (dev_queue_xmit: nft's egress hook first, then the drivers' ndo_start_xmit)."""
+    return [
+        after
+        for way in on_device(ns, skb, skb.out_dev, "EGRESS")
+        for after in ([way] if way.end is not None else _start_xmit(ns, way))
+    ]
+
+
+def _start_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     link = ns.links[skb.out_dev]
     place = ns.place(Stage.LINK, dev=link.name)
     if not link.up:
@@ -80,6 +89,9 @@ def dev_xmit(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.emit = Emit(dev=link.name, frame=frame, next_hop=skb.next_hop)
     return [skb]
 
+
+BELOW_IP = ("netdev ", "bridge ")
+"""How the names of nft tables begin that work below the IP layer."""
 
 STAGES: Mapping[At, Callable[[Namespace, Skb], list[Skb]]] = {
     At.IP_RCV: ip.ip_rcv,
@@ -128,7 +140,8 @@ def _settled(skb: Skb) -> Skb:
     if end is None:
         return skb
     unsent = skb.local and not skb.in_dev and not skb.packet.is_icmp_error  # still inside the sender's own system call
-    if unsent and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
+    below = end.place is not None and end.place.table.startswith(BELOW_IP)  # those drops nobody is told of
+    if unsent and not below and end.reason == Reason.NETFILTER_DROP and skb.packet.protocol != Protocol.TCP:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         skb.end = replace(end, outcome=Outcome.UNREACHABLE, error=error)
     return skb
@@ -231,4 +244,4 @@ def receive(
         skb.narrow(link.mtu)
     if link.master and (master := ns.links.get(link.master)) is not None and master.kind == "bridge":
         skb.at = At.BR_HANDLE_FRAME
-    return run(ns, [skb])
+    return run(ns, on_device(ns, skb, dev))
