@@ -2,7 +2,7 @@
 
 Types and codes are ICMPv4's throughout (RFC 792, RFC 1812); for IPv6 they are mapped where the packet is built (RFC 4443).
 Follows icmp_send and icmp_route_lookup (net/ipv4/icmp.c), icmp_err_convert. Rate limits are left out: they make an error late
-or absent under load, not for one packet (KERNEL.md 1.3 has the numbers).
+or absent under load, not for one packet (docs/kernel.md, Errors).
 """
 
 from tasks.skoop.model.addr import Ip, is_multicast
@@ -19,6 +19,9 @@ NET_ANO = (3, 9)
 HOST_ANO = (3, 10)
 PKT_FILTERED = (3, 13)
 TTL_EXCEEDED = (11, 0)
+POLICY_FAIL = (3, 256 + 5)
+REJECT_ROUTE = (3, 256 + 6)
+"""Two that ICMPv4 has nothing like: beyond its codes, so that nothing else is meant."""
 
 _INTERNETCONTROL = 0xC0
 """IPTOS_PREC_INTERNETCONTROL, which ICMPv4 errors carry (__icmp_send)."""
@@ -33,9 +36,11 @@ TO_ICMPV6 = {
     HOST_ANO: (1, 1),
     PKT_FILTERED: (1, 1),
     TTL_EXCEEDED: (3, 0),
+    POLICY_FAIL: (1, 5),
+    REJECT_ROUTE: (1, 6),
 }
 
-# What connect() or recv() reports (icmp_err_convert and icmpv6_err_convert; KERNEL.md section 2).
+# What connect() or recv() reports (icmp_err_convert and icmpv6_err_convert; docs/kernel.md, Errors).
 ERRNO = {
     NET_UNREACH: "ENETUNREACH",
     HOST_UNREACH: "EHOSTUNREACH",
@@ -73,6 +78,10 @@ REJECT_WITH = {
     "adm-prohibited": PKT_FILTERED,
     "icmp6-addr-unreachable": HOST_UNREACH,
     "addr-unreach": HOST_UNREACH,
+    "icmp6-policy-fail": POLICY_FAIL,
+    "policy-fail": POLICY_FAIL,
+    "icmp6-reject-route": REJECT_ROUTE,
+    "reject-route": REJECT_ROUTE,
     "icmp6-port-unreachable": PORT_UNREACH,
     "port-unreach": PORT_UNREACH,
 }
