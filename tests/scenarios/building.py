@@ -9,9 +9,10 @@ from pathlib import Path
 from lab import rtnl
 from lab.errors import LabFailed
 from lab.netns import Netns, write_sysctl
-from tests.scenarios.scenario import BENCH, PORT_FLAGS, Device, Scenario, Space
+from tasks.skoop.model.packet import Protocol
+from tests.scenarios.scenario import BENCH, PORT_FLAGS, Device, Scenario, Space, Tracked
 from tests.scenarios.state import base_sysctls, carrier
-from tests.scenarios.tables import family_of, saved
+from tests.scenarios.tables import TRACKED_S, family_of, saved
 
 ARP_RETRY_MS = 15
 READY_S = 5.0
@@ -47,6 +48,8 @@ def built(scenario: Scenario, lock: Path) -> Iterator[dict[str, Netns]]:
             _batch(netns, "ip", [*_pairs(scenario, name, spaces), "link set lo up"])
         for name, netns in spaces.items():
             _furnish(scenario.spaces[name], netns, six=scenario.six)
+        for name, netns in spaces.items():  # with carriers on both sides: nexthop objects ask for them
+            _lead(scenario.spaces[name], netns)
         _wait(scenario, spaces)
         yield spaces
     finally:
@@ -106,6 +109,12 @@ def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
         for address in device.addresses:
             extra = "nodad" if ":" in address else "brd +" if not address.endswith(("/31", "/32")) else ""
             lines.append(f"addr add {address} dev {device.name} {extra}")
+    _batch(netns, "ip", lines)
+
+
+def _lead(space: Space, netns: Netns) -> None:
+    """Add what leads packets on: nexthops, routes, neighbours, rules, forwarding entries."""
+    lines = [f"nexthop add {' '.join(words)}" for words in space.nexthops]
     lines += [f"route add {' '.join(words)}" for words in space.routes]
     lines += [f"neigh add {' '.join(_permanent(words))}" for words in space.neighbours]
     lines += [f"rule add {' '.join(words)}" for words in space.rules if family_of(words) == 4]
@@ -143,10 +152,42 @@ def _tune(devices: list[Device], *, six: bool) -> None:
 
 
 def filter_up(scenario: Scenario, spaces: dict[str, Netns], lock: Path) -> None:
-    """Load the rules of iptables; their counters start from here."""
+    """Load sets, the rules of iptables and nft, and old connections; counters start from here."""
     for name, space in scenario.spaces.items():
+        if space.ipsets:
+            spaces[name].run(["ipset", "restore"], "".join(f"{' '.join(words)}\n" for words in space.ipsets))
         for command, lines in space.filters.items():
             spaces[name].run([RESTORE[command]], saved(lines), lock=lock)
+        if space.nft:
+            spaces[name].run(["nft", "-f", "-"], "".join(f"{' '.join(words)}\n" for words in space.nft))
+        for one in space.tracked:
+            spaces[name].run(["conntrack", "-I", *_entry_words(one)])
+
+
+def _with_port(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _entry_words(one: Tracked) -> Iterator[str]:
+    """Yield what `conntrack -I` makes the entry from."""
+    yield from ("-p", str(one.protocol), "-t", str(TRACKED_S), "-s", one.original.src, "-d", one.original.dst)
+    yield from ("-r", one.original.dst, "-q", one.original.src)
+    sport, dport = one.original.sport, one.original.dport
+    ports = (("--sport", sport), ("--dport", dport), ("--reply-port-src", dport), ("--reply-port-dst", sport))
+    yield from (word for name, port in ports for word in (name, str(port)))
+    if (one.reply.dst, one.reply.dport) != (one.original.src, sport):  # without these the kernel would not translate
+        yield from ("--src-nat", _with_port(one.reply.dst, one.reply.dport))
+    if (one.reply.src, one.reply.sport) != (one.original.dst, dport):
+        yield from ("--dst-nat", _with_port(one.reply.src, one.reply.sport))
+    if one.protocol == Protocol.TCP:
+        yield from ("--state", "ESTABLISHED" if one.replied else "SYN_SENT")
+    status = [name for name, isset in (("SEEN_REPLY", one.replied), ("ASSURED", one.assured)) if isset]
+    if status:
+        yield from ("-u", ",".join(status))
+    if one.zone:
+        yield from ("-w", str(one.zone))
+    if one.mark:
+        yield from ("-m", str(one.mark))
 
 
 def _wait(scenario: Scenario, spaces: dict[str, Netns]) -> None:

@@ -12,13 +12,18 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       fdb    02:… dev flannel.1 dst 10.0.0.2 self                # as `bridge fdb append`
       sysctl net.ipv4.ip_forward=1
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
+      ipset  create pods hash:ip                                 # as ipset(8) has it; likewise `ipset add pods 10.0.0.1`
+      nft    add rule inet fw forward tcp dport 80 accept        # as nft(8) has it
+      nexthop id 1 via 10.0.0.9 dev eth0                         # as `ip nexthop add`; then `route 10.9.0.0/16 nhid 1`
+      conntrack tcp 10.0.0.1:5000 > 10.96.0.10:80 reply 10.0.0.7:8080 > 10.0.0.1:5000 [unreplied] [assured] [zone N] [mark N]
       listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full]
-    connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N]
-    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df]
+    connect client tcp 10.0.0.7:80 [sport N] [uid N] [payload N] [df] [times N]
+    packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [tos N] [df]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
 
 A device that no `veth` line pairs has its other end on the tester's bench: `packet` puts a packet in there, and what comes out
-is looked at. `@gw:eth0` stands for the MAC of that device. Below each `connect` and `packet` stands what it gives, written by
+is looked at. `@gw:eth0` stands for the MAC of that device. A `conntrack` entry is ESTABLISHED where it is TCP and was answered. What
+nft makes of `nft` lines (`nft -j list ruleset`) is kept beside the file, as FILE.nft.json. Below each `connect` and `packet` stands what it gives, written by
 `python -m tests.scenarios --rewrite`.
 """
 
@@ -29,6 +34,7 @@ from pathlib import Path
 
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
+from tasks.skoop.model.state import Tuple
 
 BENCH = "bench"
 """The namespace where the other ends of unpaired devices are."""
@@ -89,6 +95,19 @@ class Listen:
         return [("::", self.v6only)] if self.protocol == "tcp" else [("0.0.0.0", False), ("::", True)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """A connection that conntrack knows from before."""
+
+    protocol: Protocol
+    original: Tuple
+    reply: Tuple
+    replied: bool = True
+    assured: bool = False
+    zone: int = 0
+    mark: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class Space:
     """One network namespace of a scenario; lines of routes, rules, neighbours and fdb are kept as words."""
@@ -101,6 +120,10 @@ class Space:
     fdb: list[list[str]] = field(default_factory=list)
     sysctls: list[tuple[str, str]] = field(default_factory=list)
     filters: dict[str, list[list[str]]] = field(default_factory=dict)
+    ipsets: list[list[str]] = field(default_factory=list)
+    nft: list[list[str]] = field(default_factory=list)
+    nexthops: list[list[str]] = field(default_factory=list)
+    tracked: list[Tracked] = field(default_factory=list)
     listeners: list[Listen] = field(default_factory=list)
 
 
@@ -113,6 +136,7 @@ class Connect:
     dst: Ip
     dport: int = 0
     sport: int = 0
+    uid: int = 0
     payload: int = 0
     df: bool = False
     times: int = 1
@@ -142,6 +166,7 @@ class Scenario:
 
     name: str
     title: str = ""
+    path: Path | None = None
     spaces: dict[str, Space] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     six: bool = False
@@ -177,7 +202,9 @@ class Scenario:
 
 def load(path: Path) -> Scenario:
     """Return the scenario of a file. Raises ScenarioError."""
-    return parse(path.read_text(), f"{path.parent.name}/{path.stem}")
+    scenario = parse(path.read_text(), f"{path.parent.name}/{path.stem}")
+    scenario.path = path
+    return scenario
 
 
 def parse(text: str, name: str) -> Scenario:
@@ -257,7 +284,7 @@ class _Reader:
 
     def _meant(self, word: str) -> str:
         """Return a word with `@netns:dev` replaced by that device's MAC."""
-        if not word.startswith("@"):
+        if not word.startswith("@") or ":" not in word:
             return word
         netns, dev = word[1:].split(":")
         return self.scenario.device(netns, dev).mac
@@ -274,6 +301,14 @@ class _Reader:
                 space.neighbours.append(words)
             case "fdb":
                 space.fdb.append(words)
+            case "ipset":
+                space.ipsets.append(words)
+            case "nft":
+                space.nft.append(words)
+            case "nexthop":
+                space.nexthops.append(words)
+            case "conntrack":
+                space.tracked.append(_tracked(words))
             case "sysctl":
                 key, _, value = words[0].partition("=")
                 space.sysctls.append((_slashed(key), value))
@@ -357,8 +392,24 @@ def end_of(text: str) -> tuple[Ip, int]:
 def _connect(words: list[str]) -> Connect:
     netns, protocol, to, *rest = words
     dst, dport = end_of(to)
-    numbers = {name: int(rest[rest.index(name) + 1]) for name in ("sport", "payload", "times") if name in rest}
+    numbers = {name: int(rest[rest.index(name) + 1]) for name in ("sport", "uid", "payload", "times") if name in rest}
     return Connect(netns=netns, protocol=Protocol(protocol), dst=dst, dport=dport, df="df" in rest, **numbers)
+
+
+def _tracked(words: list[str]) -> Tracked:
+    """`udp A:p > B:q reply B:q > A:p [unreplied] [assured] [zone N] [mark N]`."""
+    ends = [end_of(words[at]) for at in (1, 3, 5, 7)]
+    (src, sport), (dst, dport), (back, back_port), (to, to_port) = ends
+    rest = words[8:]
+    return Tracked(
+        protocol=Protocol(words[0]),
+        original=Tuple(src, dst, sport, dport),
+        reply=Tuple(back, to, back_port, to_port),
+        replied="unreplied" not in rest,
+        assured="assured" in rest,
+        zone=_number(rest, "zone", 0),
+        mark=_number(rest, "mark", 0),
+    )
 
 
 def _packet(words: list[str]) -> Packet:
@@ -382,6 +433,7 @@ def _packet(words: list[str]) -> Packet:
         dport=dport,
         ttl=_number(rest, "ttl", 64),
         length=_number(rest, "len", smallest),
+        tos=_number(rest, "tos", 0),
         df="df" in rest,
         tcp_flags=flags if protocol == Protocol.TCP else TcpFlags.NONE,
         icmp_type=int(kind) if icmp else -1,

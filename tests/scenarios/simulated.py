@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 from tasks.skoop.diagnostor import Diagnostor, Result
+from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.diagnosis import FlowOutcome
 from tasks.skoop.model.endpoint import Endpoint, Question
 from tasks.skoop.model.netnode import Hop, Link, LinkType, NetNodeType, Transmission
 from tasks.skoop.model.packet import Frame, Packet, Protocol
 from tasks.skoop.model.trace import Outcome, Stage, Step, View
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.conntrack import Flow
+from tasks.skoop.netstack.conntrack import Flow, History
 from tasks.skoop.walk import Course, follow
 from tests.scenarios.results import ICMP, Rule, Seen, connect_text, leaving_text
 from tests.scenarios.scenario import BENCH, Connect, Inject, Scenario
@@ -58,6 +59,7 @@ def _connect(diagnostor: Diagnostor, what: Connect) -> tuple[Seen, tuple[str, ..
         sport=what.sport,
         payload_bytes=what.payload,
         df=what.df,
+        uid=what.uid,
     )
     diagnosis = diagnostor.diagnose(question)
     results: dict[str, float] = {}
@@ -115,7 +117,7 @@ def _connect_result(outcome: FlowOutcome, protocol: Protocol) -> str:
 def _rules(steps: Sequence[Step]) -> Iterator[Rule]:
     for step in steps:
         place = step.place
-        if place.stage == Stage.NETFILTER and place.rule:
+        if place.stage == Stage.NETFILTER and place.rule and " " not in place.table:  # native nft counts only on demand
             yield _short(place.netns), place.family, place.backend, place.table, place.chain, place.rule
 
 
@@ -128,9 +130,11 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
     target = netns_of(what.netns)
     namespace = nodes.cabling.namespace(target)
     assert namespace is not None
-    frame = Frame(what.packet, dst_mac=namespace.links[what.dev].mac)
-    link = Link(type=LinkType.VETH, source=BENCH_ID, destination=target, packet=what.packet)
-    arriving = Transmission(next_hop=Hop(NetNodeType.NODE, target), link=link, frame=frame, device=what.dev)
+    link = namespace.links[what.dev]
+    bench = diagnostor.state.netns[BENCH_ID].interface(link.peer[1]) if link.peer is not None else None
+    frame = Frame(what.packet, src_mac=bench.mac if bench else Mac(""), dst_mac=link.mac)
+    crossed = Link(type=LinkType.VETH, source=BENCH_ID, destination=target, packet=what.packet)
+    arriving = Transmission(next_hop=Hop(NetNodeType.NODE, target), link=crossed, frame=frame, device=what.dev)
     results: dict[str, float] = {}
     lines: list[str] = []
     rules: list[set[Rule]] = []
@@ -141,14 +145,24 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
     ]
     for outcome, course, back in ways:
         text = leaving_text(list(_leaving(course, back)))
+        if any(one.end.outcome == Outcome.UNKNOWN for one in (course, back) if one is not None):
+            text = Outcome.UNKNOWN.value
         results[text] = results.get(text, 0.0) + outcome.probability
         walks = [outcome.forward, *([outcome.reply] if outcome.reply else [])]
         lines += minimal(outcome.probability, walks, text, alone=len(ways) == 1)
         rules.append({rule for walk in walks for rule in _rules(walk.steps)})
     if len(ways) == 1:
         _, course, back = ways[0]
-        flow = back.flow if back is not None else course.flow
+        flow = _confirmed(back.flow if back is not None else course.flow)
     return _seen(results, rules, all_told=":" not in what.packet.dst), tuple(lines), flow
+
+
+def _confirmed(flow: Flow) -> Flow:
+    """Return what is left for the next packet: a connection whose first packet was dropped was never there."""
+    after = History(flow)
+    for netns, connections in flow.items():
+        after[netns] = tuple(one for one in connections if one.confirmed)
+    return after
 
 
 def _answered(diagnostor: Diagnostor, course: Course) -> list[Result]:

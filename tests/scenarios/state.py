@@ -24,7 +24,17 @@ from tasks.skoop.model.state import (
     Vxlan,
 )
 from tests.scenarios.scenario import BENCH, Device, Listen, Scenario, Space
-from tests.scenarios.tables import fdb_of, filters_of, neighbours_of, routes_of, rules_of
+from tests.scenarios.tables import (
+    fdb_of,
+    filters_of,
+    ipsets_of,
+    neighbours_of,
+    nexthops_of,
+    nft_of,
+    routes_of,
+    rules_of,
+    tracked_of,
+)
 
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 LOOPBACK = ("127.0.0.1/8", "::1/128")
@@ -79,7 +89,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
     six = scenario.six and space.name != BENCH
     sysctls = sysctls_of(space, six=six)
     links = tuple(_interface(scenario, space, device, six=six) for device in space.devices.values())
-    own = tuple(route for link in links if link.up for route in _own_routes(link, sysctls, six=six))
+    own = tuple(route for link in links for route in _own_routes(link, sysctls, six=six))
     families = (4, 6) if six else (4,)
     return NetNS(
         id=netns_of(space.name),
@@ -91,6 +101,10 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
         sockets=tuple(socket for listen in space.listeners for socket in _sockets(scenario, listen)),
         sysctls=sysctls,
         tables=filters_of(space),
+        nft=nft_of(scenario, space),
+        ipsets=ipsets_of(space),
+        conntrack=tracked_of(space),
+        nexthops=nexthops_of(space),
     )
 
 
@@ -210,6 +224,8 @@ def sysctls_of(space: Space, *, six: bool) -> dict[str, str]:
 def _own_routes(link: Interface, sysctls: dict[str, str], *, six: bool) -> list[Route]:
     """fib_add_ifaddr (net/ipv4/fib_frontend.c) and addrconf_prefix_route, addrconf_add_mroute (net/ipv6/addrconf.c)."""
     found = [route for address in link.addresses if ":" not in address.ip for route in _routes4(link, address)]
+    if not link.up:  # own IPv4 addresses stay
+        return [route for route in found if route.type == "local"]
     if not six or sysctls[f"net/ipv6/conf/{link.name}/disable_ipv6"] != "0":
         return found
     forwarding = sysctls[f"net/ipv6/conf/{link.name}/forwarding"] == "1"

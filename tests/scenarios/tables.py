@@ -1,21 +1,36 @@
-"""What do a scenario's `route`, `rule`, `neigh`, `fdb` and iptables lines put into the kernel's tables?
+"""What do a scenario's `route`, `rule`, `neigh`, `fdb`, `ipset`, `nft` and iptables lines put into the kernel's tables?
 
 Lines are brought into the form in which the tools print them (`ip -j`, `bridge -j`, iptables-save), and read by the project's
-own parsers, so that a scenario goes the way that a collected dump goes.
+own parsers, so that a scenario goes the way that a collected dump goes. nft's form only nft itself can tell: it is kept in a file.
 """
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
+from lab.netns import Netns
 from tasks.skoop.model.addr import contains, parse_ip, parse_net
-from tasks.skoop.model.state import FdbEntry, Neighbour, PolicyRule, Route
+from tasks.skoop.model.packet import Protocol
+from tasks.skoop.model.state import (
+    ConntrackEntry,
+    FdbEntry,
+    IpSet,
+    Neighbour,
+    NextHopObject,
+    NftTable,
+    PolicyRule,
+    Route,
+)
 from tasks.skoop.model.xtables import Backend, XTable
+from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
+from tasks.skoop.parse.nexthops import parse_nexthops, resolve
+from tasks.skoop.parse.nft import parse_nft, with_devices, without_iptables
 from tasks.skoop.parse.routes import parse_routes, parse_rules
-from tests.scenarios.scenario import Space
+from tests.scenarios.scenario import Scenario, Space
 
 Row = dict[str, object]
 TYPES = ("unicast", "local", "broadcast", "unreachable", "blackhole", "prohibit", "throw")
@@ -32,12 +47,15 @@ FILTER_KINDS: Mapping[str, tuple[Backend, int]] = {
     "iptables-nft": (Backend.NFT, 4),
     "ip6tables-nft": (Backend.NFT, 6),
 }
+TRACKED_S = 300
+"""How long a connection from before is still known."""
 _RANGED = {"sport": ("sport", "sport_start", "sport_end"), "dport": ("dport", "dport_start", "dport_end")}
 
 
 def routes_of(space: Space) -> tuple[Route, ...]:
     """Return the routes that the lines add."""
-    return tuple(route for words in space.routes for route in _route(space, words))
+    routes = tuple(route for words in space.routes for route in _route(space, words))
+    return resolve(routes, nexthops_of(space))
 
 
 def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
@@ -67,10 +85,14 @@ def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
                 row["prefsrc"] = next(rest)
             case "mtu":
                 row["metrics"] = [{"mtu": int(next(rest))}]
-            case "metric" | "weight":
+            case "metric" | "weight" | "nhid":
                 now[word] = int(next(rest))
             case "table":
                 row["table"] = next(rest)
+            case "proto":
+                row["protocol"] = next(rest)
+            case "tos":
+                row["tos"] = next(rest)
             case _:
                 raise ValueError(f"route … {word}")
     six = ":" in " ".join(words)
@@ -90,7 +112,7 @@ def _complete(space: Space, row: Row, hops: list[Row], *, six: bool) -> None:
         row["pref"] = "medium"
         if row.get("type", "unicast") != "unicast":
             row.setdefault("dev", "lo")
-    elif "type" not in row and not hops and "gateway" not in row:
+    elif "type" not in row and not hops and not {"gateway", "nhid"} & row.keys():
         row.setdefault("scope", "link")
 
 
@@ -137,12 +159,15 @@ def _rule(words: Sequence[str]) -> Row:
                 row["fwmark"] = mark
                 if mask:
                     row["fwmask"] = mask
-            case "iif" | "oif" | "table" | "ipproto":
+            case "iif" | "oif" | "table" | "ipproto" | "tos":
                 row[word] = next(rest)
             case "sport" | "dport":
                 low, _, high = next(rest).partition("-")
                 one, start, end = _RANGED[word]
                 row |= {start: int(low), end: int(high)} if high else {one: int(low)}
+            case "uidrange":
+                low, _, high = next(rest).partition("-")
+                row |= {"uid_start": int(low), "uid_end": int(high)}
             case "suppress_prefixlength":
                 row["suppress_prefixlen"] = int(next(rest))
             case "goto":
@@ -263,3 +288,98 @@ def filters_of(space: Space) -> tuple[XTable, ...]:
             saved(lines), backend=FILTER_KINDS[command][0], family=FILTER_KINDS[command][1], source=command
         )
     )
+
+
+def nexthops_of(space: Space) -> tuple[NextHopObject, ...]:
+    """Return the nexthop objects (`id 1 via 10.0.0.9 dev eth0`, `id 3 group 1,2/1,3`, `id 4 blackhole`)."""
+    rows: list[Row] = []
+    for words in space.nexthops:
+        row: Row = {"flags": []}
+        rest = iter(words)
+        for word in rest:
+            match word:
+                case "id":
+                    row["id"] = int(next(rest))
+                case "via":
+                    row["gateway"] = next(rest)
+                case "dev":
+                    row["dev"] = next(rest)
+                case "blackhole":
+                    row["blackhole"] = None
+                case "group":
+                    row["group"] = [_member(text) for text in next(rest).split("/")]
+                case _:
+                    raise ValueError(f"nexthop … {word}")
+        rows.append(row)
+    return parse_nexthops(json.dumps(rows))
+
+
+def _member(text: str) -> Row:
+    number, _, weight = text.partition(",")
+    return {"id": int(number), "weight": int(weight or 1)}
+
+
+def ipsets_of(space: Space) -> tuple[IpSet, ...]:
+    """Return the ipsets that the lines make."""
+    return parse_ipset_save("\n".join(map(" ".join, space.ipsets)))
+
+
+def tracked_of(space: Space) -> tuple[ConntrackEntry, ...]:
+    """Return the connections that are known from before."""
+    return tuple(
+        ConntrackEntry(
+            protocol=one.protocol,
+            original=one.original,
+            reply=one.reply,
+            state="ESTABLISHED" if one.protocol == Protocol.TCP and one.replied else "",
+            replied=one.replied,
+            assured=one.assured,
+            zone=one.zone,
+            mark=one.mark,
+            timeout_s=TRACKED_S,
+        )
+        for one in space.tracked
+    )
+
+
+def nft_file(path: Path) -> Path:
+    """Return where nft's own form of a scenario's rules is kept."""
+    return path.with_suffix(".nft.json")
+
+
+def nft_of(scenario: Scenario, space: Space) -> tuple[NftTable, ...]:
+    """Return the native nft tables, as nft gave them when the file was last rewritten."""
+    return parse_nft(json.dumps({"nftables": nft_told(scenario, space)})) if space.nft else ()
+
+
+def nft_told(scenario: Scenario, space: Space) -> list[Row]:
+    """Return the objects that nft made of a namespace's lines when the file was last rewritten."""
+    if scenario.path is None or not nft_file(scenario.path).exists():
+        raise ValueError(
+            "nft lines, but nobody has asked nft about them: python -m tests.scenarios --rewrite (as root)"
+        )
+    told: dict[str, list[Row]] = json.loads(nft_file(scenario.path).read_text())
+    return told[space.name]
+
+
+def nft_objects(netns: Netns, owned: Sequence[XTable]) -> list[Row]:
+    """Return what `nft -j list ruleset` says but for iptables-nft's tables, elements in order, counters at zero."""
+    tables = without_iptables(parse_nft(netns.run(["nft", "-j", "list", "ruleset"])), owned)
+    tables = with_devices(tables, netns.run(["nft", "list", "ruleset"]))
+    return [
+        {kind: _settled(body) for kind, body in json.loads(text).items()} for table in tables for text in table.objects
+    ]
+
+
+def _settled(value: object) -> object:
+    """Return a JSON value without what differs from one listing to the next."""
+    if isinstance(value, list):
+        return [_settled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _settled(one) for key, one in value.items() if key not in ("expires",)}
+    if "packets" in made and "bytes" in made:
+        made |= {"packets": 0, "bytes": 0}
+    if isinstance(elements := made.get("elem"), list):
+        made["elem"] = sorted(elements, key=lambda one: json.dumps(one, sort_keys=True))
+    return made
