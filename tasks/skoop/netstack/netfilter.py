@@ -1,6 +1,6 @@
 """What happens to a packet at a netfilter hook: every table of every back end, conntrack and NAT, in order of priority.
 
-Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1).
+Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (docs/kernel.md, Hooks).
 A native nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs
 first; they are taken in the order collected, which can matter only for the name of the dropper and for which of two NAT
 rules wins.
@@ -230,7 +230,7 @@ def _refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
 
 
 def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
-    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
+    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (docs/kernel.md, Errors)."""
     if hook == Hook.OUTPUT and _tells_sender(skb) and not skb.packet.is_icmp_error:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)
@@ -376,7 +376,7 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: boo
     """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
 
     Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would
-    translate in different ways, each is followed as the first (KERNEL.md 4.1).
+    translate in different ways, each is followed as the first (docs/kernel.md, Hooks).
     """
     undecided: list[Skb] = [skb]
     decided: list[Skb] = []
