@@ -45,7 +45,7 @@ def built(scenario: Scenario, lock: Path) -> Iterator[dict[str, Netns]]:
         for name, netns in spaces.items():
             _first_sysctls(scenario, netns, six=scenario.six and name != BENCH)
         for name, netns in spaces.items():
-            _batch(netns, "ip", [*_pairs(scenario, name, spaces), "link set lo up"])
+            _batch(netns, "ip", [*_pairs(scenario, name, spaces), *_standing(scenario, name, spaces), "link set lo up"])
         for name, netns in spaces.items():
             _furnish(scenario.spaces[name], netns, six=scenario.six)
         for name, netns in spaces.items():  # with carriers on both sides: nexthop objects ask for them
@@ -85,6 +85,19 @@ def _pairs(scenario: Scenario, name: str, spaces: dict[str, Netns]) -> Iterator[
             f"link add name {device.name} index {device.index} address {device.mac} type veth"
             f" peer name {end} index {other.index} address {other.mac} netns {path}"
         )
+
+
+def _standing(scenario: Scenario, name: str, spaces: dict[str, Netns]) -> Iterator[str]:
+    """Yield the lines that make macvlans which stand on devices of this namespace, each in its own."""
+    for space in scenario.spaces.values():
+        for device in space.devices.values():
+            lower = device.lower()
+            if lower is not None and lower[0] == name:
+                path = f"/proc/{os.getpid()}/fd/{spaces[space.name].fd}"
+                yield (
+                    f"link add link {lower[1]} name {device.name} index {device.index} address {device.mac} netns {path}"
+                    f" type {device.kind} mode {device.word('mode')}"
+                )
 
 
 def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
@@ -129,7 +142,7 @@ def _lead(space: Space, netns: Netns) -> None:
 
 
 def _device_lines(device: Device) -> Iterator[str]:
-    if device.kind != "veth":
+    if device.kind not in ("veth", "macvlan"):
         words = " ".join(device.words)
         yield f"link add name {device.name} index {device.index} address {device.mac} type {device.kind} {words}"
     if device.mtu:

@@ -8,6 +8,7 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       bridge br0 [nf_call_iptables 1]                            # options as `ip link add … type bridge` has them
       vxlan  flannel.1 id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning
       dummy  lan
+      macvlan eth0 on node:eth0 mode bridge                      # here, on a device of another namespace
       route  10.9.0.0/16 via 10.0.0.9 table 100                  # as `ip route add`; `rule` and `neigh` likewise
       fdb    02:… dev flannel.1 dst 10.0.0.2 self                # as `bridge fdb append`
       sysctl net.ipv4.ip_forward=1
@@ -42,7 +43,7 @@ FILTERS = ("iptables", "ip6tables", "iptables-nft", "ip6tables-nft")
 PORT_FLAGS = {"hairpin": ("hairpin", "on"), "isolated": ("isolated", "on"), "noflood": ("flood", "off")}
 PORT_FLAGS |= {"nolearning": ("learning", "off")}
 EXPECT = "expect minimal"
-_KINDS = ("bridge", "vxlan", "dummy")
+_KINDS = ("bridge", "vxlan", "dummy", "macvlan")
 _FLAGS = {"syn": TcpFlags.SYN, "synack": TcpFlags.SYN_ACK, "ack": TcpFlags.ACK, "rst": TcpFlags.RST}
 
 
@@ -69,6 +70,11 @@ class Device:
     port_flags: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     peer: tuple[str, str] | None = None
+
+    def lower(self) -> tuple[str, str] | None:
+        """Return (namespace, device) that a macvlan stands on."""
+        netns, _, name = self.word("on").partition(":")
+        return (netns, name) if netns else None
 
     def word(self, name: str, default: str = "") -> str:
         """Return the value after an option's name."""

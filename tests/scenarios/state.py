@@ -79,6 +79,8 @@ def carrier(scenario: Scenario, space: str, name: str) -> bool:
     device = scenario.spaces[space].devices[name]
     if device.peer is not None:
         return device.up and scenario.spaces[device.peer[0]].devices[device.peer[1]].up
+    if (lower := device.lower()) is not None:
+        return device.up and carrier(scenario, *lower)
     if device.kind == "bridge":
         ports = [port for port in scenario.spaces[space].devices.values() if port.master == name]
         return device.up and any(carrier(scenario, space, port.name) for port in ports)
@@ -113,6 +115,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
 
 def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -> Interface:
     lo = device.name == "lo"
+    lower = device.lower()
     addresses = [*LOOPBACK, *device.addresses] if lo else device.addresses
     vxlan = _vxlan(device) if device.kind == "vxlan" else None
     return Interface(
@@ -125,6 +128,9 @@ def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -
         mac=device.mac,
         noarp=device.noarp or device.kind == "dummy",
         master=device.master or None,
+        mode=device.word("mode") if lower else "",
+        lower=lower[1] if lower else None,
+        lower_at=(netns_of(lower[0]), lower[1]) if lower else None,
         peer=(netns_of(device.peer[0]), device.peer[1]) if device.peer else None,
         addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], lo=lo)),
         vxlan=vxlan,
