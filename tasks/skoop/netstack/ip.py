@@ -494,8 +494,10 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
             found, chosen = router.lookup(replace(key, src=guess), ignore_linkdown=ns.ignore_linkdown), guess
     elif found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:
         # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
-        chosen = _source(ns, found, found.legs[0], packet.dst)
-        found = router.lookup(replace(key, src=chosen), ignore_linkdown=ns.ignore_linkdown)
+        first = _source(ns, found, found.legs[0], packet.dst)
+        again = router.lookup(replace(key, src=first), ignore_linkdown=ns.ignore_linkdown)
+        if again != found:  # else each next hop keeps the source that goes with it
+            found, chosen = again, first
     down = bool(oif) and oif in ns.links and not ns.links[oif].up  # ENETUNREACH whatever the routes say
     if down or found is None or found.errno or not found.legs:
         return [_local_failure(ns, skb, None if down else found)]

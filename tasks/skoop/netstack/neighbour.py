@@ -1,11 +1,11 @@
 """To which link-layer address does the packet go, and who answers when we ask?
 
 Follows neigh_resolve_output and arp_process (net/ipv4/arp.c), ndisc_recv_ns (net/ipv6/ndisc.c). An entry that has an address is
-used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked for again.
+used as it is, right or wrong (docs/kernel.md); one that failed before is asked for again.
 """
 
 from tasks.skoop.model.addr import Ip, Mac, contains, is_link_local, is_multicast
-from tasks.skoop.model.packet import Packet
+from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
@@ -52,7 +52,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
         return [skb]
     asker = _asker(ns, skb, target)
-    if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
+    if asker is None and ":" in target and not _goes_on(skb):
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
     if answers.macs:
@@ -82,6 +82,13 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     skb.dst_mac = ""
     skb.step(place, "assume", f"{target} is outside of what was collected; taken to answer")
     return [skb]
+
+
+def _goes_on(skb: Skb) -> bool:
+    """Say whether it is a segment of a connection that stands: its socket keeps the route that it has asked on before (sk_dst_check)."""
+    packet = skb.packet
+    handshake = packet.tcp_flags in (TcpFlags.SYN, TcpFlags.SYN_ACK)
+    return skb.answer and not skb.originated and packet.protocol == Protocol.TCP and not handshake
 
 
 def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
