@@ -157,13 +157,13 @@ def _wait(tries: Sequence[_Try], poller: select.epoll, servers: Servers, early: 
                 _give_up(one)
         left = min(one.ask.timeout_s for one in waiting) - (now - waited_since)
         ready = [fd for fd, _ in poller.poll(max(0.0, min(left, 0.05)), 256)]
-        idle = not ready
+        idle = not ready or (early is not None and ready == [early.fd])
         for fd in ready:
             if fd == servers.fd:
                 servers.turn()
             elif fd in by_fd:
                 _step(by_fd[fd], poller)
-        if early is not None and ready == [early.fd]:  # nobody has anything to read: what is lost now is lost
+        if early is not None and idle and ready:  # nobody has anything to read: what is lost now is lost
             for one in [tries[number] for number in early.hopeless()]:
                 if not one.done:
                     _give_up(one)
