@@ -222,7 +222,8 @@ class Diagnostor:
         Such connections stay half open at the server and fill its SYN queue, so that now and then a SYN is lost as well
         (tcp_conn_request, net/ipv4/tcp_input.c).
         """
-        ack = self.segment(course, back, 40, backwards=False, flags=TcpFlags.ACK)
+        length = 52 if course.packet.version == 4 else 72  # with the time stamps that both ends agreed on
+        ack = self.segment(course, back, length, backwards=False, flags=TcpFlags.ACK)
         if ack is None or ack.end.outcome == Outcome.UNKNOWN:
             return [(outcome, course, back)]
         if ack.end.outcome == Outcome.DELIVERED:
@@ -272,7 +273,9 @@ class Diagnostor:
         oif = course.end.oif if backwards else ""
         known = reply.flow if flow is None else flow
         user = _server(course) if backwards else course.user
-        passages = self.nodes.get(start).send(packet, known, bound=True, answer=True, oif=oif, user=user)
+        passages = self.nodes.get(start).send(
+            packet, known, bound=True, connected=not backwards, answer=True, oif=oif, user=user
+        )
         return next(iter(follow(self.nodes, start, passages, answer=True)), None)
 
 
@@ -366,8 +369,11 @@ def _with_data(
                 TcpFlags.ACK if length < question.payload_bytes + 52 else TcpFlags.PSH_ACK
             )  # only the last one has PSH
             course = diagnostor.segment(forward, reply, length, backwards=backwards, flags=flags, flow=flow)
+            if course is not None and course.end.outcome == Outcome.DELIVERED:
+                if not _same_ends(course, reply if backwards else forward):
+                    return replace(outcome, stalls=True, data=course.walk())
+                flow = course.flow
             if course is None or course.end.outcome == Outcome.DELIVERED:
-                flow = course.flow if course is not None else flow
                 break
             told = _told_mtu(diagnostor, course)
             if not told or told >= length:

@@ -11,8 +11,9 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from tasks.skoop.model.addr import Ip, ip_int
-from tasks.skoop.model.packet import CtState, Packet, Protocol
+from tasks.skoop.model.packet import Packet, Protocol
 from tasks.skoop.model.trace import Step
+from tasks.skoop.netstack import tracking
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.nftables.link_hooks import on_arp, on_bridge, on_device
@@ -75,7 +76,6 @@ def _discovery(src: Ip, dst: Ip, kind: int) -> Packet:
         icmp_type=kind,
         ttl=255,
         length=72,
-        ct_state=CtState.UNTRACKED,
     )
 
 
@@ -125,7 +125,8 @@ class Filters:
             return True
         for hook in hooks:
             skb = Skb(packet, {}, at=At.IP_RCV)
-            skb.untracked = not tracked
+            if not tracked and hook not in (Hook.PREROUTING, Hook.OUTPUT) and ns.tracks(packet.version):
+                tracking.untrack(skb)  # the hook before has done so
             for name, dev in devices.items():
                 setattr(skb, name, dev)
             ways = traverse(ns, skb, hook)

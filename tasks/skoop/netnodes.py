@@ -52,6 +52,7 @@ class NetNodeAction(Protocol):
         flow: Flow,
         *,
         bound: bool = False,
+        connected: bool = False,
         answer: bool = False,
         oif: str = "",
         user: User = ANYBODY,
@@ -202,12 +203,16 @@ class StackNode:
         flow: Flow,
         *,
         bound: bool = False,
+        connected: bool = False,
         answer: bool = False,
         oif: str = "",
         user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Send a packet from a socket of this namespace."""
-        return self._onward(stack.send(self.namespace, packet, flow, bound=bound, answer=answer, oif=oif, user=user))
+        exits = stack.send(
+            self.namespace, packet, flow, bound=bound, connected=connected, answer=answer, oif=oif, user=user
+        )
+        return self._onward(exits)
 
     def respond(self, response: Response, flow: Flow) -> tuple[Passage, ...]:
         """Send what the kernel itself answers."""
@@ -366,12 +371,13 @@ class ExternalNode:
         flow: Flow,
         *,
         bound: bool = False,
+        connected: bool = False,
         answer: bool = False,
         oif: str = "",
         user: User = ANYBODY,
     ) -> tuple[Passage, ...]:
         """Let an unknown host send: known only if the destination is a collected host's own address."""
-        del bound, answer, oif, user
+        del bound, connected, answer, oif, user
         skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
         there = self._cabling.owner(packet.dst)
         place = _outside(self.id)

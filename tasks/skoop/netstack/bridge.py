@@ -14,7 +14,7 @@ from tasks.skoop.netstack.conntrack import has_spoken
 from tasks.skoop.netstack.fib import FlowKey, Leg
 from tasks.skoop.netstack.multipath import legs_for, remember_leg
 from tasks.skoop.netstack.namespace import Namespace
-from tasks.skoop.netstack.neighbour import failed
+from tasks.skoop.netstack.neighbour import asker_of, failed
 from tasks.skoop.netstack.netfilter import traverse
 from tasks.skoop.netstack.nftables.link_hooks import on_bridge, on_device
 from tasks.skoop.netstack.skb import At, Skb, onward
@@ -89,7 +89,8 @@ def _bridged_dnat(ns: Namespace, skb: Skb, bridge: Interface, leg: Leg) -> list[
     if entry is not None and entry.mac is not None:
         macs: tuple[Mac, ...] = (entry.mac,)
     else:
-        answers = ns.wire.resolve(ns.id, bridge.name, target, None)
+        asker = asker_of(ns, packet.src, bridge.name, target)
+        answers = ns.wire.resolve(ns.id, bridge.name, target, asker)
         macs = answers.macs
         if not macs and answers.missing:
             return [skb.unknown(answers.missing[0], place)]

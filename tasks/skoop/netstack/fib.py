@@ -58,6 +58,8 @@ class FlowKey(Struct, frozen=True, gc=False, kw_only=True):
     dport: int = 0
     uid: int | None = None
     tos: int = 0
+    rather: bool = False
+    """Whether `oif` is only preferred where routes are equal (without RT6_LOOKUP_F_IFACE); rules compare it all the same."""
     vrf: str = ""
     """The VRF that the flow is in (flowi_l3mdev); `lookup` sets it for one that is bound to it."""
 
@@ -275,6 +277,8 @@ class Router:
                 return None
             if route.type in ROUTE_ERRNO:
                 return Found(route=route, rule=rule, errno=ROUTE_ERRNO[route.type])
+            if self._would_loop(route):
+                return Found(route=route, rule=rule, errno="ENETUNREACH")
             legs = self._legs(route, key, ignore_linkdown, avoided)
             if not legs:
                 continue
@@ -285,6 +289,11 @@ class Router:
             asked = rule if route.table in (rule.table, LOCAL_TABLE) or self._merged is None else self.rules[1]
             return Found(route=route, rule=asked, legs=legs)
         return _NOTHING
+
+    def _would_loop(self, route: Route) -> bool:
+        """fib6_is_reject: IPv6 has no true routes by the loopback device, it refuses what they take (ENETUNREACH)."""
+        by_lo = self.family == 6 and route.type == "unicast" and any(hop.dev == "lo" for hop in route.nexthops)
+        return by_lo and not is_loopback(Ip(route.dst.partition("/")[0]))
 
     def _table_of(self, rule: PolicyRule, key: FlowKey) -> int:
         if not rule.l3mdev:
@@ -308,10 +317,12 @@ class Router:
             hop
             for hop in route.nexthops
             if not hop.dead
-            and (not key.oif or hop.dev == key.oif)
+            and (not key.oif or key.rather or hop.dev == key.oif)
             and not (self._linkdown(hop) and (self.family, hop.dev or "") in ignore_linkdown)
             and (hop.dev, hop.via) not in avoided
         ]
+        if key.oif and key.rather:
+            usable = [hop for hop in usable if hop.dev == key.oif] or usable
         total = sum(hop.weight for hop in usable)
         return tuple(Leg(nexthop=hop, share=hop.weight / total) for hop in usable)
 

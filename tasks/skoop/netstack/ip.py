@@ -79,7 +79,9 @@ def ip_rcv_finish(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.at = At.IP_LOCAL_DELIVER
         return [skb]
     if skb.kept and skb.leg is not None:
-        if skb.local or skb.originated:  # a route of output leads in only where it is local (rt_dst_alloc: dst_discard)
+        if skb.packet.version == 4 and (
+            skb.local or skb.originated
+        ):  # a route of output leads in only where it is local (rt_dst_alloc: dst_discard)
             place = ns.place(Stage.ROUTE, dev=skb.in_dev, key=skb.packet.dst)
             detail = f"came back by {skb.in_dev}, but {skb.packet.dst} is not an own address"
             return [skb.finish(Outcome.DROPPED, Reason.ROUTE_BLACKHOLE, place, detail)]
@@ -359,7 +361,10 @@ def _echo(ns: Namespace, skb: Skb) -> Skb:
         ns.place(Stage.SOCKET, key="icmp echo"),
         "the kernel answers the ping",
         action="deliver",
-        response=Response(packet=answer, related=False),
+        # icmpv6_echo_reply looks the route up by the device that the request came in on
+        response=Response(
+            packet=answer, related=False, oif=skb.in_dev if v6 and skb.in_dev != "lo" else "", rather=True
+        ),
     )
 
 
@@ -472,11 +477,15 @@ class Source(Enum):
     """The kernel picks it for the route."""
     BOUND = auto()
     """It is the socket's own and takes part in the lookup."""
+    CONNECTED = auto()
+    """It is the socket's own, and the way is the one that connect() found."""
     FORGED = auto()
     """It is another's (a RST made by REJECT): kept, but not looked up with (ip_route_me_harder)."""
 
 
-def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Source.CHOSEN) -> list[Skb]:
+def route_output(
+    ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Source.CHOSEN, rather: bool = False
+) -> list[Skb]:
     """Find the way and, where it is to be chosen, the source address of a locally made packet (ip_route_output_key_hash)."""
     bound = source == Source.BOUND
     packet = skb.packet
@@ -485,22 +494,56 @@ def route_output(ns: Namespace, skb: Skb, *, oif: str = "", source: Source = Sou
     router = ns.routers[packet.version]
     if router.by_user and packet.uid is None and not skb.originated:
         return [one for way in _of_users(ns, skb, router) for one in route_output(ns, way, oif=oif, source=source)]
-    key = FlowKey.of(packet, oif=oif)
-    found = router.lookup(key if bound else replace(key, src=None), ignore_linkdown=ns.ignore_linkdown)
+    key = replace(FlowKey.of(packet, oif=oif), rather=True) if rather else FlowKey.of(packet, oif=oif)
+    connects = source in (Source.CHOSEN, Source.CONNECTED) and packet.protocol == Protocol.TCP
+    early = replace(key, sport=0) if connects else key  # the port is chosen only then (tcp_v4_connect, tcp_v6_connect)
+    if (
+        source == Source.CONNECTED
+    ):  # what connect() found: IPv4 looked up again with source and port (ip_route_newports)
+        found = router.lookup(
+            key if packet.version == 4 else replace(early, src=None), ignore_linkdown=ns.ignore_linkdown
+        )
+    else:
+        found = router.lookup(early if bound else replace(early, src=None), ignore_linkdown=ns.ignore_linkdown)
     chosen: Ip | None = None if source == Source.CHOSEN else packet.src
     if source == Source.CHOSEN and packet.version == 6:
         if (found is None or found.errno) and (guess := ns.source_for(oif, packet.dst)) is not None:
             # without a route: perhaps one for a source that we have (ip6_dst_lookup_tail)
-            found, chosen = router.lookup(replace(key, src=guess), ignore_linkdown=ns.ignore_linkdown), guess
-    elif found is not None and source == Source.CHOSEN and found.legs and router.custom_rules:
-        # connect(), for TCP and for datagrams, looks up again with the source that it chose (ip_route_connect)
-        first = _source(ns, found, found.legs[0], packet.dst)
-        again = router.lookup(replace(key, src=first), ignore_linkdown=ns.ignore_linkdown)
-        if again != found:  # else each next hop keeps the source that goes with it
-            found, chosen = again, first
+            found, chosen = router.lookup(replace(early, src=guess), ignore_linkdown=ns.ignore_linkdown), guess
+    elif found is not None and source == Source.CHOSEN and found.legs and (router.custom_rules or len(found.legs) > 1):
+        return _connected(ns, skb, found, (early, key))
     down = bool(oif) and oif in ns.links and not ns.links[oif].up  # ENETUNREACH whatever the routes say
-    if down or found is None or found.errno or not found.legs:
-        return [_local_failure(ns, skb, None if down else found)]
+    return _leaving(ns, skb, None if down else found, chosen)
+
+
+def _connected(ns: Namespace, skb: Skb, found: Found, keys: tuple[FlowKey, FlowKey]) -> list[Skb]:
+    """Look up again with the source that the first lookup gave, and for TCP with the port too (ip_route_connect, ip_route_newports).
+
+    A route of several legs may give the source of one and then go by another.
+    """
+    router, packet = ns.routers[4], skb.packet
+    ways = []
+    legs = legs_for(ns, skb, found, src="", dst=packet.dst)
+    sources: dict[Ip | None, float] = {}
+    for leg in legs:
+        src = _source(ns, found, leg, packet.dst)
+        sources[src] = sources.get(src, 0.0) + leg.share
+    for src, share in sources.items():
+        way = skb if len(sources) == 1 else skb.clone()
+        way.probability *= share / sum(sources.values())
+        again: Found | None = found
+        for key in dict.fromkeys(replace(one, src=src) for one in keys):
+            if again is not None and not again.errno:
+                again = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
+        ways += _leaving(ns, way, again, src)
+    return ways
+
+
+def _leaving(ns: Namespace, skb: Skb, found: Found | None, chosen: Ip | None) -> list[Skb]:
+    """Send the packet by each leg of the route that was found."""
+    packet = skb.packet
+    if found is None or found.errno or not found.legs:
+        return [_local_failure(ns, skb, found)]
     if found.type == "broadcast" and not skb.originated:  # tcp_v4_connect, ip4_datagram_connect without SO_BROADCAST
         refusal = "ENETUNREACH" if packet.protocol == Protocol.TCP else "EACCES"
         return [_local_failure(ns, skb, replace(found, errno=refusal))]

@@ -74,7 +74,7 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: boo
         undecided = still
     for way in undecided:
         conn = way.flow[ns.id][way.conn]
-        null = replace(conn, src_done=True) if source else replace(conn, dst_done=True)
+        null = replace(_unique(ns, way, conn), src_done=True) if source else replace(conn, dst_done=True)
         way.flow = conntrack.with_conn(way.flow, ns.id, way.conn, null)
     return decided + undecided
 
@@ -153,31 +153,51 @@ def _set_up(ns: Namespace, skb: Skb, hook: Hook, action: NatAction, result: Tabl
                     place,
                     f"{skb.out_dev} has no address to masquerade with",
                 )
-            conn = conntrack.set_up_source(conn, src, _port(action, conn.reply.dport))
+            conn = conntrack.set_up_source(conn, src, _port(ns, skb, action, conn.reply.dport))
         case NatKind.SNAT:
-            conn = conntrack.set_up_source(conn, _address(action, packet.src), _port(action, conn.reply.dport))
+            conn = conntrack.set_up_source(conn, _address(action, packet.src), _port(ns, skb, action, conn.reply.dport))
         case NatKind.DNAT:
-            conn = conntrack.set_up_destination(conn, _address(action, packet.dst), _port(action, conn.reply.sport))
+            conn = conntrack.set_up_destination(
+                conn, _address(action, packet.dst), _port(ns, skb, action, conn.reply.sport)
+            )
         case NatKind.REDIRECT:
             target = _redirect_to(ns, skb, hook)
-            conn = conntrack.set_up_destination(conn, target, _port(action, conn.reply.sport))
+            conn = conntrack.set_up_destination(conn, target, _port(ns, skb, action, conn.reply.sport))
         case NatKind.NETMAP:
             if hook in NAT_SOURCE:
                 conn = conntrack.set_up_source(conn, _netmap(action, packet.src), conn.reply.dport)
             else:
                 conn = conntrack.set_up_destination(conn, _netmap(action, packet.dst), conn.reply.sport)
+    if hook in NAT_SOURCE:
+        conn = _unique(ns, skb, conn)
     skb.flow = conntrack.with_conn(skb.flow, ns.id, skb.conn, conn)
     return skb
+
+
+def _unique(ns: Namespace, skb: Skb, conn: conntrack.Conn) -> conntrack.Conn:
+    """get_unique_tuple: no two connections are answered alike; the later one gets another port, even where no rule translates."""
+    others = [one for index, one in enumerate(skb.flow.get(ns.id, ())) if index != skb.conn and one.zone == conn.zone]
+    if all(one.protocol != conn.protocol or conn.reply not in (one.reply, one.original) for one in others):
+        return conn
+    used = {one.reply.dport for one in others}
+    drawn = _DRAWN - conn.reply.dport % 8191
+    while drawn in used:
+        drawn -= 1
+    return conntrack.set_up_source(conn, conn.reply.dst, drawn)
 
 
 def _address(action: NatAction, current: Ip) -> Ip:
     return action.addresses[0][0] if action.addresses else current
 
 
-def _port(action: NatAction, current: int) -> int:
-    """nf_nat_l4proto_unique_tuple: the port asked for, or a drawn one (here: some other one), or the one there is."""
+def _port(ns: Namespace, skb: Skb, action: NatAction, current: int) -> int:
+    """nf_nat_l4proto_unique_tuple: the port asked for, or a drawn one (here: some other, not used yet), or the one there is."""
     if action.random and action.ports is None:
-        return _DRAWN - current % 8191
+        used = {conn.reply.dport for conn in skb.flow.get(ns.id, ())}
+        drawn = _DRAWN - current % 8191
+        while drawn in used:
+            drawn -= 1
+        return drawn
     return action.ports[0] if action.ports else current
 
 

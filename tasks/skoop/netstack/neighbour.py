@@ -5,7 +5,7 @@ used as it is, right or wrong (docs/kernel.md); one that failed before is asked 
 """
 
 from tasks.skoop.model.addr import Ip, Mac, contains, is_link_local, is_multicast
-from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
+from tasks.skoop.model.packet import Packet
 from tasks.skoop.model.state import Section
 from tasks.skoop.model.trace import Outcome, Reason, Stage
 from tasks.skoop.netstack import icmp
@@ -51,8 +51,8 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.dst_mac = learnt
         skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
         return [skb]
-    asker = _asker(ns, skb, target)
-    if asker is None and ":" in target and not _goes_on(skb):
+    asker = asker_of(ns, skb.packet.src, skb.out_dev, target)
+    if asker is None and ":" in target:
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
     if answers.macs:
@@ -84,26 +84,19 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
     return [skb]
 
 
-def _goes_on(skb: Skb) -> bool:
-    """Say whether it is a segment of a connection that stands: its socket keeps the route that it has asked on before (sk_dst_check)."""
-    packet = skb.packet
-    handshake = packet.tcp_flags in (TcpFlags.SYN, TcpFlags.SYN_ACK)
-    return skb.answer and not skb.originated and packet.protocol == Protocol.TCP and not handshake
+def asker_of(ns: Namespace, src: Ip, dev: str, target: Ip) -> Ip | None:
+    """Return in whose name a packet's next hop is asked for.
 
-
-def _asker(ns: Namespace, skb: Skb, target: Ip) -> Ip | None:
-    """arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device.
-
-    ndisc_solicit: the packet's source if the device has it, else the device's link-local address; without one nobody is asked.
+    arp_solicit: the packet's own source if it is ours and arp_announce allows, else an address of the device. ndisc_solicit: the
+    packet's source if the device has it, else the device's link-local address; without one nobody is asked.
     """
-    src = skb.packet.src
     if ":" in src:
-        own = [address.ip for address in usable_addresses(ns.links[skb.out_dev], 6)]
+        own = [address.ip for address in usable_addresses(ns.links[dev], 6)]
         return src if src in own else next((ip for ip in own if is_link_local(ip)), None)
-    announce = ns.highest("arp_announce", skb.out_dev)
-    if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, skb.out_dev, src, target))):
+    announce = ns.highest("arp_announce", dev)
+    if ns.is_local(src) and (announce == 0 or (announce == 1 and _on_link(ns, dev, src, target))):
         return src
-    return ns.source_for(skb.out_dev, target)
+    return ns.source_for(dev, target)
 
 
 def failed(ns: Namespace, skb: Skb, target: Ip, why: str = "") -> Skb:

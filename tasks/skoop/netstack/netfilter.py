@@ -2,11 +2,12 @@
 
 Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (docs/kernel.md, Hooks).
 A native nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs
-first; they are taken in the order collected, which can matter only for the name of the dropper and for which of two NAT
-rules wins.
+first: where that makes a difference each is followed as the first.
 """
 
+from collections.abc import Iterator
 from enum import Enum, auto
+from itertools import groupby
 from typing import NamedTuple
 
 from tasks.skoop.model.addr import Ip
@@ -83,7 +84,17 @@ def plan(ns: Namespace, family: int, hook: Hook) -> tuple[Op, ...]:
             ops.append(Op(_CONFIRM, OpKind.CONFIRM))
     if ipvs.runs(ns):
         ops += [Op(priority, OpKind.IPVS, balancing=way) for priority, way in ipvs.HOOKS.get(hook, ())]
-    return tuple(sorted(ops, key=lambda op: op.priority))
+    return tuple(_together(sorted(ops, key=lambda op: op.priority)))
+
+
+def _together(ops: list[Op]) -> Iterator[Op]:
+    """Join tables of the same priority: which of them was registered last, and so runs first, no dump tells."""
+    for (_, kind, reroutes), group in groupby(ops, key=lambda op: (op.priority, op.kind, op.reroutes)):
+        one, *more = group
+        if kind == OpKind.TABLE and more:
+            yield Op(one.priority, kind, (tuple(op.tables[0][0] for op in (one, *more)),), reroutes=reroutes)
+        else:
+            yield from (one, *more)
 
 
 def _nat_tables(ns: Namespace, family: int, hook: Hook, usual: int) -> Groups:
@@ -127,10 +138,55 @@ def _apply(ns: Namespace, skb: Skb, hook: Hook, op: Op) -> list[Skb]:
         case OpKind.NAT:
             return nat.translate(ns, skb, hook, op.tables)
         case OpKind.TABLE:
-            return _filter(ns, skb, hook, op.tables[0][0], reroutes=op.reroutes)
+            (tables,) = op.tables
+            if len(tables) > 1:
+                return _filter_in_any_order(ns, skb, hook, tables, reroutes=op.reroutes)
+            return _filter(ns, skb, hook, tables[0], reroutes=op.reroutes)
         case OpKind.IPVS:
             assert op.balancing is not None
             return ipvs.apply(ns, skb, hook, op.balancing)
+
+
+def _filter_in_any_order(
+    ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, reroutes: bool
+) -> list[Skb]:
+    """Let tables of one priority see the packet; where it matters which comes first, each does in its share of the cases."""
+    context = context_of(ns, skb, hook)
+    if not any(_acts(skb, result) for table in tables for result in table.evaluate(context)):
+        return _filter_in_order(ns, skb, hook, tables, reroutes=reroutes)
+    found: dict[object, list[Skb]] = {}
+    for first in tables:
+        order = (first, *(table for table in tables if table is not first))
+        ways = _filter_in_order(ns, skb.clone(), hook, order, reroutes=reroutes)
+        found.setdefault(tuple(_came_to(way) for way in ways), ways)
+    for ways in found.values():
+        for way in ways:
+            way.probability /= len(found)
+    return [way for ways in found.values() for way in ways]
+
+
+def _filter_in_order(
+    ns: Namespace, skb: Skb, hook: Hook, tables: tuple[CompiledTable, ...], *, reroutes: bool
+) -> list[Skb]:
+    ways = [skb]
+    for table in tables:
+        ways = [
+            after
+            for way in ways
+            for after in ([way] if way.end is not None else _filter(ns, way, hook, table, reroutes=reroutes))
+        ]
+    return ways
+
+
+def _acts(skb: Skb, result: TableResult) -> bool:
+    changes = result.packet is not skb.packet and result.packet != skb.packet
+    told = result.notrack or result.zone is not None or result.connmark is not None or result.tproxy is not None
+    return changes or told or result.verdict != Verdict.ACCEPT
+
+
+def _came_to(way: Skb) -> tuple[object, ...]:
+    end = None if way.end is None else (way.end.outcome, way.end.reason, way.end.error, way.end.response)
+    return (way.packet, way.untracked, way.zone, end)
 
 
 def _filter(ns: Namespace, skb: Skb, hook: Hook, table: CompiledTable, *, reroutes: bool) -> list[Skb]:

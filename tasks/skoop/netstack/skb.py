@@ -60,6 +60,8 @@ class Response(Struct, frozen=True, gc=False, kw_only=True):
 
     packet: Packet
     conn: int = -1
+    rather: bool = False
+    """Whether `oif` is only preferred, not demanded."""
     related: bool = True
     is_reply: bool = True
     """Its direction: the other one than that of the packet that it is about (nf_conntrack_attach)."""

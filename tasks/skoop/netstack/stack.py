@@ -173,12 +173,13 @@ def send(
     *,
     oif: str = "",
     bound: bool = False,
+    connected: bool = False,
     answer: bool = False,
     user: User = ANYBODY,
 ) -> tuple[Exit, ...]:
     """Send a packet from a socket of this namespace, one of `user`'s.
 
-    Unless `bound`, the kernel chooses the source address. `answer`: it is not the first packet of its flow, so that the
+    Unless `bound`, the kernel chooses the source address; `connected`: it goes the way that connect() found. `answer`: it is not the first packet of its flow, so that the
     socket at the other end is already there.
     """
     skb = Skb(packet, flow, at=At.IP_LOCAL_OUT)
@@ -187,7 +188,7 @@ def send(
     skb.sent_by, (skb.uid, skb.gid) = SentBy.PROCESS, user
     if (gap := ns.gap()) is not None:
         return (skb.unknown(gap, ns.place(Stage.ROUTE, key=packet.dst)).exit(),)
-    source = ip.Source.BOUND if bound else ip.Source.CHOSEN
+    source = ip.Source.CONNECTED if connected else ip.Source.BOUND if bound else ip.Source.CHOSEN
     return run(ns, ip.route_output(ns, skb, oif=oif, source=source))
 
 
@@ -208,7 +209,7 @@ def respond(ns: Namespace, response: Response, flow: Flow) -> tuple[Exit, ...]:
         skb.packet = skb.packet.with_(ct_state=CtState.RELATED)
     bound = response.oif or (ns.is_local(response.packet.src) and not _chooses_source(response.packet))
     source = ip.Source.BOUND if bound else ip.Source.FORGED
-    return run(ns, ip.route_output(ns, skb, oif=response.oif, source=source))
+    return run(ns, ip.route_output(ns, skb, oif=response.oif, source=source, rather=response.rather))
 
 
 def _chooses_source(packet: Packet) -> bool:

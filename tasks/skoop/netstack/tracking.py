@@ -11,12 +11,24 @@ from tasks.skoop.netstack import conntrack
 from tasks.skoop.netstack.namespace import Namespace
 from tasks.skoop.netstack.skb import Skb
 
+_NEVER_TRACKED = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
+"""Multicast listener and neighbour discovery (noct_valid_new, net/netfilter/nf_conntrack_proto_icmpv6.c)."""
+
+
+def untrack(skb: Skb) -> None:
+    """Mark the packet as one that is not tracked."""
+    skb.untracked = True
+    skb.packet = skb.packet.with_(ct_state=CtState.UNTRACKED)
+
 
 def track(ns: Namespace, skb: Skb) -> None:
     """Attach the packet to its connection (nf_conntrack_in): sets `conn`, `is_reply` and the packet's ct_state."""
     if skb.untracked or skb.conn >= 0:  # NOTRACK, or seen before (over lo, or made in answer to a tracked packet)
         return
     packet = skb.packet
+    if packet.protocol == Protocol.ICMPV6 and packet.icmp_type in _NEVER_TRACKED:
+        untrack(skb)
+        return
     if packet.inner is not None:
         hit = conntrack.find_quoted(skb.flow, ns.id, packet.inner, skb.zone)
         if hit is None and (old := ns.known.find_quoted(packet.inner, skb.zone)) is not None:

@@ -24,6 +24,8 @@ from tests.kernel.fuzz.generator import BLOCK, Generator, LabKind, lab_of
 from tests.kernel.fuzz.world import World
 
 FIRST_S, PATIENT_S = 0.15, 0.7
+ARP_S = 3.5
+"""A device that was taken down and up may ask three times, a second apart, again (retrans_time_ms)."""
 _FEATURE = re.compile(r"-[mjg] [A-Za-z0-9_]+")
 _SEEN = re.compile(r"kernel:? (connected|refused|unreachable|timeout)")
 _ROUTE_ERRORS = {Reason.IP_INNOROUTES, Reason.ROUTE_UNREACHABLE, Reason.ROUTE_PROHIBIT}
@@ -170,7 +172,8 @@ class Campaign:
     def _again(self, world: World, diagnosis: Diagnosis, ask: Ask) -> str:
         """Try one connection alone, as the first one after a fresh start; return how it still differs."""
         said = ""
-        for patience in (FIRST_S, PATIENT_S):
+        slow = (ARP_S,) if View.UNREACHABLE in diagnosis.client_sees else ()
+        for patience in (FIRST_S, PATIENT_S, *slow):
             world.forget()
             said = differs(world.attempt([ask], patience)[0], diagnosis)
             if not said:
