@@ -435,7 +435,7 @@ def _views(
     results: Sequence[Result],
     tries_made: int,
 ) -> dict[View, float]:
-    """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (KERNEL.md 8)."""
+    """Add up what the client sees; a TCP client whose lots are drawn anew with each try gets several (docs/kernel.md)."""
     first: dict[View, float] = {}
     again = 0.0
     for outcome, (_, forward, reply) in zip(outcomes, results, strict=True):

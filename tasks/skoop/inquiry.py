@@ -207,14 +207,24 @@ class Inquiry:
             return _together(self._ask(*slave, vlan) for slave in stacks.slaves(here)[:1])
         below = stacks.below(here)
         if below is None:
-            return _NOBODY
+            return self._lacking_below(netns, link)
         if link.kind == "vlan":
             return self._ask(*below, link.vlan_id or 0)
+        for ns in self.cables.namespaces():  # any of these may have a device on the same lower one
+            if (gap := ns.gap(Section.LINKS)) is not None:
+                self._lacking(gap)
         heard: tuple[tuple[NetnsId, str], ...] = ()
         if link.kind in IPVLANS or link.mode == "bridge":
             siblings = stacks.above(below, IPVLANS | MACVLANS)
             heard = tuple(at for at, one in siblings if at != here and (link.kind in IPVLANS or one.mode == "bridge"))
         return _together(iter((*(self._hear(*at) for at in heard), self._ask(*below, vlan))))
+
+    def _lacking_below(self, netns: NetnsId, link: Interface) -> Answers:
+        """Say that it is not known what a device stands on, and why."""
+        where = link.lower_at[0] if link.lower_at is not None else netns
+        ns = self.cables.namespace(where)
+        gap = ns.gap(Section.LINKS) if ns is not None else f"{where}: not collected"
+        return self._lacking(gap or f"{netns}: what {link.name} stands on")
 
     def _hear(self, netns: NetnsId, dev: str, vlan: int = 0) -> Answers:
         """Let a device receive the question: its host answers, or its bridge passes it on, or those that stand on it, or all."""

@@ -14,12 +14,13 @@ import msgspec
 from lab import rtnl
 from lab.errors import LabFailed
 from lab.netns import Netns, write_sysctl
+from tasks.skoop.model.packet import Protocol
 from tasks.skoop.model.state import NftTable
 from tasks.skoop.model.xtables import Backend
-from tasks.skoop.parse.nft import FAMILIES, lacks_devices, parse_nft, with_devices
-from tests.scenarios.scenario import ADDRESS_FLAGS, BENCH, PORT_FLAGS, STATES, Device, Scenario, Space
+from tasks.skoop.parse.nft import FAMILIES, lacks_devices, parse_nft, with_devices, without_iptables
+from tests.scenarios.scenario import ADDRESS_FLAGS, BENCH, PORT_FLAGS, STATES, Device, Scenario, Space, Tracked
 from tests.scenarios.state import base_sysctls, carrier
-from tests.scenarios.tables import family_of, saved
+from tests.scenarios.tables import TRACKED_S, family_of, filters_of, saved
 
 ARP_RETRY_MS = 15
 READY_S = 5.0
@@ -53,9 +54,11 @@ def built(scenario: Scenario, lock: Path) -> Iterator[dict[str, Netns]]:
         for name, netns in spaces.items():
             _first_sysctls(scenario, netns, six=scenario.six and name != BENCH)
         for name, netns in spaces.items():
-            _batch(netns, "ip", [*_pairs(scenario, name, spaces), "link set lo up"])
+            _batch(netns, "ip", [*_pairs(scenario, name, spaces), *_standing(scenario, name, spaces), "link set lo up"])
         for name, netns in spaces.items():
             _furnish(scenario.spaces[name], netns, six=scenario.six)
+        for name, netns in spaces.items():
+            _lead(scenario.spaces[name], netns)
         _wait(scenario, spaces)
         for name, netns in spaces.items():  # nexthop objects, and states of ports, want a carrier
             space = scenario.spaces[name]
@@ -103,6 +106,19 @@ def _pairs(scenario: Scenario, name: str, spaces: dict[str, Netns]) -> Iterator[
         )
 
 
+def _standing(scenario: Scenario, name: str, spaces: dict[str, Netns]) -> Iterator[str]:
+    """Yield the lines that make macvlans which stand on devices of this namespace, each in its own."""
+    for space in scenario.spaces.values():
+        for device in space.devices.values():
+            lower = device.lower()
+            if lower is not None and lower[0] == name:
+                path = f"/proc/{os.getpid()}/fd/{spaces[space.name].fd}"
+                yield (
+                    f"link add link {lower[1]} name {device.name} index {device.index} address {device.mac} netns {path}"
+                    f" type {device.kind} mode {device.word('mode')}"
+                )
+
+
 def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
     lines: list[str] = []
     own = [device for device in space.devices.values() if device.kind != "loopback"]
@@ -127,7 +143,12 @@ def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
             if flag := device.flags.get(address):
                 extra += f" {ADDRESS_FLAGS[flag]}"
             lines.append(f"addr add {address} dev {device.name} {extra}")
-    lines += [f"route add {' '.join(words)}" for words in space.routes if "nhid" not in words]
+    _batch(netns, "ip", lines)
+
+
+def _lead(space: Space, netns: Netns) -> None:
+    """Add what leads packets on: routes, neighbours, rules, forwarding entries."""
+    lines = [f"route add {' '.join(words)}" for words in space.routes if "nhid" not in words]
     lines += [f"neigh add {' '.join(_permanent(words))}" for words in space.neighbours]
     lines += [f"rule add {' '.join(words)}" for words in space.rules if family_of(words) == 4]
     _batch(netns, "ip", lines)
@@ -141,7 +162,7 @@ def _furnish(space: Space, netns: Netns, *, six: bool) -> None:
 
 
 def _device_lines(device: Device) -> Iterator[str]:
-    if device.kind != "veth":
+    if device.kind not in ("veth", "macvlan"):
         words = " ".join(device.words)
         yield f"link add name {device.name} index {device.index} address {device.mac} type {device.kind} {words}"
     if device.mtu:
@@ -166,30 +187,80 @@ def _tune(devices: list[Device], *, six: bool) -> None:
 
 
 def filter_up(scenario: Scenario, spaces: dict[str, Netns], lock: Path) -> None:
-    """Load the rules of iptables; their counters start from here."""
+    """Load sets, the rules of iptables and nft, and old connections; counters start from here."""
     for name, space in scenario.spaces.items():
+        if space.ipsets:
+            spaces[name].run(["ipset", "restore"], "".join(f"{' '.join(words)}\n" for words in space.ipsets))
         for command, lines in space.filters.items():
             spaces[name].run([RESTORE[command]], saved(lines), lock=lock)
         if space.nft:
             spaces[name].run(["nft", "-f", "-"], "\n".join(space.nft) + "\n")
+        for one in space.tracked:
+            spaces[name].run(["conntrack", "-I", *_entry_words(one)])
 
 
-def nft_tables(netns: Netns) -> tuple[NftTable, ...]:
+def _with_port(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _entry_words(one: Tracked) -> Iterator[str]:
+    """Yield what `conntrack -I` makes the entry from."""
+    yield from ("-p", str(one.protocol), "-t", str(TRACKED_S), "-s", one.original.src, "-d", one.original.dst)
+    yield from ("-r", one.original.dst, "-q", one.original.src)
+    sport, dport = one.original.sport, one.original.dport
+    ports = (("--sport", sport), ("--dport", dport), ("--reply-port-src", dport), ("--reply-port-dst", sport))
+    yield from (word for name, port in ports for word in (name, str(port)))
+    if (one.reply.dst, one.reply.dport) != (one.original.src, sport):  # without these the kernel would not translate
+        yield from ("--src-nat", _with_port(one.reply.dst, one.reply.dport))
+    if (one.reply.src, one.reply.sport) != (one.original.dst, dport):
+        yield from ("--dst-nat", _with_port(one.reply.src, one.reply.sport))
+    if one.protocol == Protocol.TCP:
+        yield from ("--state", "ESTABLISHED" if one.replied else "SYN_SENT")
+    status = [name for name, isset in (("SEEN_REPLY", one.replied), ("ASSURED", one.assured)) if isset]
+    if status:
+        yield from ("-u", ",".join(status))
+    if one.zone:
+        yield from ("-w", str(one.zone))
+    if one.mark:
+        yield from ("-m", str(one.mark))
+
+
+def nft_tables(space: Space, netns: Netns) -> tuple[NftTable, ...]:
     """Return the native tables that stand in a namespace, as they are collected; without counts and handles, which differ each time."""
     tables = []
-    for listed in parse_nft(netns.run(["nft", "-s", "-j", "list", "ruleset"])):
+    for listed in without_iptables(parse_nft(netns.run(["nft", "-s", "-j", "list", "ruleset"])), filters_of(space)):
         table = listed
         if lacks_devices(table):
             table = with_devices(table, netns.run(["nft", "-s", "list", "table", table.family, table.name]))
-        tables.append(msgspec.structs.replace(table, objects=tuple(_HANDLE.sub("", text) for text in table.objects)))
+        tables.append(msgspec.structs.replace(table, objects=tuple(_settled(text) for text in table.objects)))
     return tuple(tables)
 
 
-def nft_counters(netns: Netns) -> Iterator[tuple[tuple[int, str, str, str, int], int]]:
+def _settled(text: str) -> str:
+    """Return an object of nft's without what differs from one listing to the next: handles, the order of elements, their ages."""
+    text = _HANDLE.sub("", text)
+    if not text.startswith(('{"set"', '{"map"')):
+        return text
+    ((kind, body),) = json.loads(text).items()
+    if "elem" in body:
+        body["elem"] = sorted((_ageless(one) for one in body["elem"]), key=lambda one: json.dumps(one, sort_keys=True))
+    return json.dumps({kind: body})
+
+
+def _ageless(element: object) -> object:
+    if isinstance(element, list):
+        return [_ageless(one) for one in element]
+    if not isinstance(element, dict):
+        return element
+    return {key: _ageless(one) for key, one in element.items() if key != "expires"}
+
+
+def nft_counters(space: Space, netns: Netns) -> Iterator[tuple[tuple[int, str, str, str, int], int]]:
     """Yield what the native rules have counted: (family, back end, table, chain, position from 1), packets."""
+    own = {(table.family, table.name) for table in space.nft_listed}
     positions: Counter[tuple[str, str]] = Counter()
     for item in json.loads(netns.run(["nft", "-j", "list", "ruleset"]))["nftables"]:
-        if (rule := item.get("rule")) is None:
+        if (rule := item.get("rule")) is None or (rule["family"], rule["table"]) not in own:
             continue
         chain = (f"{rule['family']} {rule['table']}", rule["chain"])
         positions[chain] += 1

@@ -8,15 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from lab.counters import parse_counters
 from lab.netns import Netns
 from lab.plan import Listener
 from lab.prober import Ask, Attempt, attempt_all
 from lab.servers import IP_PKTINFO, IPV6_RECVPKTINFO, Servers, _Open
 from tasks.skoop.model.packet import Packet, Protocol
-from tasks.skoop.model.state import NetNS, Route
+from tasks.skoop.model.state import ConntrackEntry, NetNS, Route
 from tasks.skoop.model.trace import View
 from tasks.skoop.model.xtables import Match, Target, XTable
+from tasks.skoop.parse.conntrack import parse_conntrack
+from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.nexthops import parse_nexthops, resolve
 from tasks.skoop.parse.routes import parse_routes, parse_rules
@@ -25,7 +29,7 @@ from tests.scenarios.frames import frame, read
 from tests.scenarios.results import ICMP, Rule, Seen, connect_text, leaving_text
 from tests.scenarios.scenario import BENCH, Connect, Inject, Listen, Scenario, Space
 from tests.scenarios.state import netns_of, state_of
-from tests.scenarios.tables import FILTER_KINDS
+from tests.scenarios.tables import FILTER_KINDS, TRACKED_S
 
 ETH_P_ALL, SO_BINDTODEVICE, IP_TRANSPARENT = 3, 25, 19
 PACKET_OUTGOING = 4
@@ -58,7 +62,10 @@ class Performed:
                 surprise
                 for name, space in scenario.spaces.items()
                 if name != BENCH
-                for surprise in _surprises(space, spaces[name], told.netns[netns_of(name)], six=scenario.six)
+                for surprise in (
+                    *_surprises(space, spaces[name], told.netns[netns_of(name)], six=scenario.six),
+                    *_other_surprises(space, spaces[name], told.netns[netns_of(name)]),
+                )
             ]
             bench = _Bench(scenario, spaces, servers, taps, self.patience_s)
             return [bench.try_(trial.what) for trial in scenario.trials]
@@ -99,6 +106,7 @@ class _Bench:
             payload=what.payload or (32 if what.protocol == Protocol.UDP else 0),
             df=what.df,
             tos=what.tos,
+            uid=what.uid,
             timeout_s=self.patience_s,
         )
         attempts = attempt_all([ask] * what.times, self.spaces, self.servers)
@@ -119,7 +127,8 @@ class _Bench:
         """Yield what arrives on the bench; waits for the first packet, and a moment for more."""
         while (left := deadline - time.monotonic()) > 0:
             self.servers.turn()
-            ready, _, _ = select.select([*self.taps.values(), self.servers.fd], [], [], left)
+            watched: list[socket.socket | int] = [*self.taps.values(), self.servers.fd]
+            ready, _, _ = select.select(watched, [], [], left)
             for end, tap in self.taps.items():
                 if tap in ready:
                     for packet in _drain(tap):
@@ -135,7 +144,7 @@ class _Bench:
                     if one.rule and one.packets:
                         yield (name, family, str(backend), one.table, one.chain, one.rule), one.packets
             if space.nft:
-                for rule, packets in nft_counters(self.spaces[name]):
+                for rule, packets in nft_counters(space, self.spaces[name]):
                     yield (name, *rule), packets
 
 
@@ -253,9 +262,10 @@ def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterato
         rules = parse_rules(netns.run(["ip", "-j", f"-{family}", "rule"]), family=family)
         if list(rules) != [rule for rule in told.rules if rule.family == family]:
             yield f"{space.name}: rules are {rules}"
+    real = {replace(one, nexthops=()) if one.nhid and one.type == "blackhole" else one for one in real}
     for route in sorted(real ^ set(told.routes), key=str):
         yield f"{space.name}: {'only in the kernel' if route in real else 'not in the kernel'}: {route}"
-    if space.nft and (listed := nft_tables(netns)) != told.nft:
+    if space.nft and (listed := nft_tables(space, netns)) != told.nft:
         yield f"{space.name}: nft lists {listed}, not {told.nft}"
     for command in space.filters:
         backend, family = FILTER_KINDS[command]
@@ -266,6 +276,24 @@ def _surprises(space: Space, netns: Netns, told: NetNS, *, six: bool) -> Iterato
             if there.get((table, chain)) != here.get((table, chain)):
                 meant = f"{there.get((table, chain))}, not {here.get((table, chain))}"
                 yield f"{space.name} {command} {table}/{chain}: the kernel has {meant}"
+
+
+def _other_surprises(space: Space, netns: Netns, told: NetNS) -> Iterator[str]:
+    """Look at the sets and the old connections."""
+    if space.ipsets:
+        sets = parse_ipset_save(netns.run(["ipset", "save"]))
+        for real, wanted in zip(sorted(sets, key=str), sorted(told.ipsets, key=str), strict=True):
+            if replace(real, entries=()) != replace(wanted, entries=()) or set(real.entries) != set(wanted.entries):
+                yield f"{space.name}: the set is {real}, not {wanted}"
+    if space.tracked:
+        listed = "".join(netns.run(["conntrack", "-L", "-f", family]) for family in ("ipv4", "ipv6"))
+        there = {replace(one, timeout_s=TRACKED_S) for one in parse_conntrack(listed)}
+        for one in sorted(there ^ {replace(one, state=_state(one)) for one in told.conntrack}, key=str):
+            yield f"{space.name}: {'only in the kernel' if one in there else 'not in the kernel'}: {one}"
+
+
+def _state(one: ConntrackEntry) -> str:
+    return one.state or ("SYN_SENT" if one.protocol == Protocol.TCP else "")
 
 
 Meaning = tuple[str, list[tuple[tuple[Match, ...], Target]]]

@@ -11,19 +11,22 @@ Lines are words; indentation is for the reader. Remarks (`# …`) at the top tel
       bridge br0 [nf_call_iptables 1]                            # options as `ip link add … type bridge` has them
       vxlan  flannel.1 id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning
       dummy  lan
+      macvlan eth0 on node:eth0 mode bridge                      # here, on a device of another namespace
       route  10.9.0.0/16 via 10.0.0.9 table 100                  # as `ip route add`; `rule` and `neigh` likewise
       fdb    02:… dev flannel.1 dst 10.0.0.2 self                # as `bridge fdb append`
       sysctl net.ipv4.ip_forward=1
       iptables -t nat -A PREROUTING …                            # also ip6tables, iptables-nft, ip6tables-nft
+      ipset  create pods hash:ip                                 # as ipset(8) has it; likewise `ipset add pods 10.0.0.1`
       nft    add table netdev t                                  # as `nft -f` reads them, in order; see below
+      conntrack tcp 10.0.0.1:5000 > 10.96.0.10:80 reply 10.0.0.7:8080 > 10.0.0.1:5000 [unreplied] [assured] [zone N] [mark N]
       listen tcp 8080 [ADDRESS] [dev DEV] [v6only] [full] [shared] [transparent]         # shared: SO_REUSEPORT
-    connect client tcp 10.0.0.7:80 [sport N] [payload N] [df] [times N] [tos N]
+    connect client tcp 10.0.0.7:80 [sport N] [uid N] [payload N] [df] [times N] [tos N]
     packet in=gw:eth0 tcp 192.0.2.9:40000 > 10.0.0.7:80 [ack|synack|rst] [ttl N] [len N] [df] [tos N]
     packet in=gw:eth0 icmp 10.0.0.9 > 10.0.0.7 3/1 about udp 10.0.0.7:53 > 10.0.0.9:5000
 
 A device that no `veth` line pairs has its other end on the tester's bench: `packet` puts a packet in there, and what comes out
-is looked at. `@gw:eth0` stands for the MAC of that device. Below each `connect` and `packet` stands what it gives, written by
-`python -m tests.scenarios --rewrite`.
+is looked at. `@gw:eth0` stands for the MAC of that device. A `conntrack` entry is ESTABLISHED where it is TCP and was answered. Below each
+`connect` and `packet` stands what it gives, written by `python -m tests.scenarios --rewrite`.
 
 What `nft` lines make is kept beside the file, `….nft.json`, as the kernel listed it when it was written (as root: `--rewrite`), so that the
 simulator reads what a collector reads; the kernel's runner compares it with what stands there.
@@ -38,7 +41,7 @@ import msgspec
 
 from tasks.skoop.model.addr import Ip, Mac
 from tasks.skoop.model.packet import Packet, Protocol, TcpFlags
-from tasks.skoop.model.state import NftTable
+from tasks.skoop.model.state import NftTable, Tuple
 
 BENCH = "bench"
 """The namespace where the other ends of unpaired devices are."""
@@ -50,7 +53,7 @@ ADDRESS_FLAGS = {"deprecated": "preferred_lft 0"}
 _SETTINGS = ("up", "down", "noarp", "mtu", "master", "group", "state")
 STATES = {"listening": 1, "learning": 2}
 """States that a bridge's port keeps which somebody sets by hand, where the bridge runs no spanning tree."""
-_KINDS = ("bridge", "vxlan", "dummy")
+_KINDS = ("bridge", "vxlan", "dummy", "macvlan")
 _FLAGS = {"syn": TcpFlags.SYN, "synack": TcpFlags.SYN_ACK, "ack": TcpFlags.ACK, "rst": TcpFlags.RST}
 
 
@@ -82,6 +85,11 @@ class Device:
     words: list[str] = field(default_factory=list)
     peer: tuple[str, str] | None = None
 
+    def lower(self) -> tuple[str, str] | None:
+        """Return (namespace, device) that a macvlan stands on."""
+        netns, _, name = self.word("on").partition(":")
+        return (netns, name) if netns else None
+
     def word(self, name: str, default: str = "") -> str:
         """Return the value after an option's name."""
         return self.words[self.words.index(name) + 1] if name in self.words else default
@@ -109,6 +117,19 @@ class Listen:
         return [("::", self.v6only)] if self.protocol == "tcp" else [("0.0.0.0", False), ("::", True)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """A connection that conntrack knows from before."""
+
+    protocol: Protocol
+    original: Tuple
+    reply: Tuple
+    replied: bool = True
+    assured: bool = False
+    zone: int = 0
+    mark: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class Space:
     """One network namespace of a scenario; lines of routes, rules, neighbours and fdb are kept as words."""
@@ -122,9 +143,11 @@ class Space:
     fdb: list[list[str]] = field(default_factory=list)
     sysctls: list[tuple[str, str]] = field(default_factory=list)
     filters: dict[str, list[list[str]]] = field(default_factory=dict)
+    ipsets: list[list[str]] = field(default_factory=list)
     nft: list[str] = field(default_factory=list)
     nft_listed: tuple[NftTable, ...] = ()
     """What the `nft` lines make, as listed."""
+    tracked: list[Tracked] = field(default_factory=list)
     listeners: list[Listen] = field(default_factory=list)
 
 
@@ -137,6 +160,7 @@ class Connect:
     dst: Ip
     dport: int = 0
     sport: int = 0
+    uid: int = 0
     payload: int = 0
     df: bool = False
     times: int = 1
@@ -294,7 +318,7 @@ class _Reader:
 
     def _meant(self, word: str) -> str:
         """Return a word with `@netns:dev` replaced by that device's MAC."""
-        if not word.startswith("@"):
+        if not word.startswith("@") or ":" not in word:
             return word
         netns, dev = word[1:].split(":")
         return self.scenario.device(netns, dev).mac
@@ -313,6 +337,10 @@ class _Reader:
                 space.neighbours.append(words)
             case "fdb":
                 space.fdb.append(words)
+            case "ipset":
+                space.ipsets.append(words)
+            case "conntrack":
+                space.tracked.append(_tracked(words))
             case "sysctl":
                 key, _, value = words[0].partition("=")
                 space.sysctls.append((_slashed(key), value))
@@ -404,8 +432,25 @@ def end_of(text: str) -> tuple[Ip, int]:
 def _connect(words: list[str]) -> Connect:
     netns, protocol, to, *rest = words
     dst, dport = end_of(to)
-    numbers = {name: int(rest[rest.index(name) + 1]) for name in ("sport", "payload", "times", "tos") if name in rest}
+    names = ("sport", "uid", "payload", "times", "tos")
+    numbers = {name: _number(rest, name, 0) for name in names if name in rest}
     return Connect(netns=netns, protocol=Protocol(protocol), dst=dst, dport=dport, df="df" in rest, **numbers)
+
+
+def _tracked(words: list[str]) -> Tracked:
+    """`udp A:p > B:q reply B:q > A:p [unreplied] [assured] [zone N] [mark N]`."""
+    ends = [end_of(words[at]) for at in (1, 3, 5, 7)]
+    (src, sport), (dst, dport), (back, back_port), (to, to_port) = ends
+    rest = words[8:]
+    return Tracked(
+        protocol=Protocol(words[0]),
+        original=Tuple(src, dst, sport, dport),
+        reply=Tuple(back, to, back_port, to_port),
+        replied="unreplied" not in rest,
+        assured="assured" in rest,
+        zone=_number(rest, "zone", 0),
+        mark=_number(rest, "mark", 0),
+    )
 
 
 def _packet(words: list[str]) -> Packet:

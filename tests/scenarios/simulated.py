@@ -1,16 +1,24 @@
 """Carries out a scenario in the simulator: what can come of each trial, and the trace that a scenario file shows."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
+from msgspec import structs
+from msgspec.json import decode
+
 from tasks.skoop.diagnostor import Diagnostor, Result
+from tasks.skoop.model.addr import Mac
 from tasks.skoop.model.diagnosis import FlowOutcome
 from tasks.skoop.model.endpoint import Endpoint, Question
 from tasks.skoop.model.netnode import Hop, Link, LinkType, NetNodeType, Transmission
 from tasks.skoop.model.packet import Frame, Packet, Protocol
 from tasks.skoop.model.trace import Outcome, Stage, Step, View
+from tasks.skoop.model.xtables import Backend
 from tasks.skoop.netstack import icmp
-from tasks.skoop.netstack.conntrack import Flow
+from tasks.skoop.netstack.conntrack import Flow, History
+from tasks.skoop.parse.nft import FAMILIES
 from tasks.skoop.walk import Course, follow
 from tests.scenarios.results import ICMP, Rule, Seen, connect_text, leaving_text
 from tests.scenarios.scenario import BENCH, Connect, Inject, Scenario
@@ -33,13 +41,26 @@ def tell(scenario: Scenario) -> list[tuple[Seen, tuple[str, ...]]]:
     diagnostor = Diagnostor(SimpleNamespace(state=state_of(scenario)), repeats_syn=False)
     flow: Flow = {}
     told = []
+    silent = frozenset(_silent(scenario))
     for trial in scenario.trials:
         if isinstance(trial.what, Connect):
-            told.append(_connect(diagnostor, trial.what, frames=_frames(scenario)))
+            seen, lines = _connect(diagnostor, trial.what, frames=_frames(scenario))
         else:
             seen, lines, flow = _inject(diagnostor, trial.what, flow)
-            told.append((seen, lines))
+        told.append((replace(seen, rules=seen.rules - silent), lines))
     return told
+
+
+def _silent(scenario: Scenario) -> Iterator[Rule]:
+    """Yield the native rules that have no counter: whether they were hit, the kernel does not tell."""
+    for space in scenario.spaces.values():
+        for table in space.nft_listed:
+            positions: Counter[str] = Counter()
+            for rule in (decode(text)["rule"] for text in table.objects if text.startswith('{"rule"')):
+                positions[rule["chain"]] += 1
+                if not any("counter" in part for part in rule["expr"]):
+                    chain = (f"{table.family} {table.name}", rule["chain"])
+                    yield space.name, FAMILIES.get(table.family, 0), Backend.NFT, *chain, positions[rule["chain"]]
 
 
 def _short(netns: str) -> str:
@@ -57,7 +78,7 @@ def _frames(scenario: Scenario) -> bool:
 def _connect(diagnostor: Diagnostor, what: Connect, *, frames: bool) -> tuple[Seen, tuple[str, ...]]:
     any_address = "::" if ":" in what.dst else "0.0.0.0"
     question = Question(
-        src=Endpoint(ip=any_address, netns=netns_of(what.netns), uid=0, gid=0),  # type: ignore[arg-type]  # canonical
+        src=Endpoint(ip=any_address, netns=netns_of(what.netns), uid=what.uid, gid=0),  # type: ignore[arg-type]  # canonical
         dst=Endpoint(ip=what.dst, port=what.dport),
         protocol=what.protocol,
         sport=what.sport,
@@ -134,9 +155,11 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
     target = netns_of(what.netns)
     namespace = nodes.cabling.namespace(target)
     assert namespace is not None
-    frame = Frame(what.packet, dst_mac=namespace.links[what.dev].mac)
-    link = Link(type=LinkType.VETH, source=BENCH_ID, destination=target, packet=what.packet)
-    arriving = Transmission(next_hop=Hop(NetNodeType.NODE, target), link=link, frame=frame, device=what.dev)
+    link = namespace.links[what.dev]
+    bench = diagnostor.state.netns[BENCH_ID].interface(link.peer[1]) if link.peer is not None else None
+    frame = Frame(what.packet, src_mac=bench.mac if bench else Mac(""), dst_mac=link.mac)
+    crossed = Link(type=LinkType.VETH, source=BENCH_ID, destination=target, packet=what.packet)
+    arriving = Transmission(next_hop=Hop(NetNodeType.NODE, target), link=crossed, frame=frame, device=what.dev)
     results: dict[str, float] = {}
     lines: list[str] = []
     rules: list[set[Rule]] = []
@@ -147,14 +170,24 @@ def _inject(diagnostor: Diagnostor, what: Inject, flow: Flow) -> tuple[Seen, tup
     ]
     for outcome, course, back in ways:
         text = leaving_text(list(_leaving(course, back)))
+        if any(one.end.outcome == Outcome.UNKNOWN for one in (course, back) if one is not None):
+            text = Outcome.UNKNOWN.value
         results[text] = results.get(text, 0.0) + outcome.probability
         walks = [outcome.forward, *([outcome.reply] if outcome.reply else [])]
         lines += minimal(outcome.probability, walks, text, alone=len(ways) == 1)
         rules.append({rule for walk in walks for rule in _rules(walk.steps)})
     if len(ways) == 1:
         _, course, back = ways[0]
-        flow = back.flow if back is not None else course.flow
+        flow = _confirmed(back.flow if back is not None else course.flow)
     return _seen(results, rules, all_told=":" not in what.packet.dst), tuple(lines), flow
+
+
+def _confirmed(flow: Flow) -> Flow:
+    """Return what is left for the next packet: a connection whose first packet was dropped was never there."""
+    after = History(flow)
+    for netns, connections in flow.items():
+        after[netns] = tuple(one for one in connections if one.confirmed)
+    return after
 
 
 def _answered(diagnostor: Diagnostor, course: Course) -> list[Result]:
@@ -165,9 +198,7 @@ def _answered(diagnostor: Diagnostor, course: Course) -> list[Result]:
 
 
 def _ended(course: Course) -> Course:
-    from msgspec.structs import replace
-
-    return replace(course, end=replace(course.end, response=None, error=None, outcome=Outcome.DROPPED))
+    return structs.replace(course, end=structs.replace(course.end, response=None, error=None, outcome=Outcome.DROPPED))
 
 
 def _leaving(course: Course, back: Course | None) -> Iterator[tuple[str, str, Packet]]:

@@ -24,7 +24,16 @@ from tasks.skoop.model.state import (
     Vxlan,
 )
 from tests.scenarios.scenario import BENCH, Device, Listen, Scenario, Space
-from tests.scenarios.tables import fdb_of, filters_of, neighbours_of, nexthops_of, routes_of, rules_of
+from tests.scenarios.tables import (
+    fdb_of,
+    filters_of,
+    ipsets_of,
+    neighbours_of,
+    nexthops_of,
+    routes_of,
+    rules_of,
+    tracked_of,
+)
 
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 LOOPBACK = ("127.0.0.1/8", "::1/128")
@@ -69,6 +78,8 @@ def carrier(scenario: Scenario, space: str, name: str) -> bool:
     device = scenario.spaces[space].devices[name]
     if device.peer is not None:
         return device.up and scenario.spaces[device.peer[0]].devices[device.peer[1]].up
+    if (lower := device.lower()) is not None:
+        return device.up and carrier(scenario, *lower)
     if device.kind == "bridge":
         ports = [port for port in scenario.spaces[space].devices.values() if port.master == name]
         return device.up and any(carrier(scenario, space, port.name) for port in ports)
@@ -79,7 +90,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
     six = scenario.six and space.name != BENCH
     sysctls = sysctls_of(space, six=six)
     links = tuple(_interface(scenario, space, device, six=six) for device in space.devices.values())
-    own = tuple(route for link in links if link.up for route in _own_routes(link, sysctls, six=six))
+    own = tuple(route for link in links for route in _own_routes(link, sysctls, six=six))
     families = (4, 6) if six else (4,)
     return NetNS(
         id=netns_of(space.name),
@@ -93,6 +104,8 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
         sysctls=sysctls,
         tables=filters_of(space),
         nft=space.nft_listed,
+        ipsets=ipsets_of(space),
+        conntrack=tracked_of(space),
     )
 
 
@@ -101,6 +114,7 @@ def _netns(scenario: Scenario, space: Space) -> NetNS:
 
 def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -> Interface:
     lo = device.name == "lo"
+    lower = device.lower()
     addresses = [*LOOPBACK, *device.addresses] if lo else device.addresses
     vxlan = _vxlan(device) if device.kind == "vxlan" else None
     return Interface(
@@ -113,6 +127,9 @@ def _interface(scenario: Scenario, space: Space, device: Device, *, six: bool) -
         mac=device.mac,
         noarp=device.noarp or device.kind == "dummy",
         master=device.master or None,
+        mode=device.word("mode") if lower else "",
+        lower=lower[1] if lower else None,
+        lower_at=(netns_of(lower[0]), lower[1]) if lower else None,
         peer=(netns_of(device.peer[0]), device.peer[1]) if device.peer else None,
         addresses=tuple(_addresses([text for text in addresses if six or ":" not in text], device.flags, lo=lo)),
         group=str(device.group or "default"),
@@ -219,6 +236,8 @@ def sysctls_of(space: Space, *, six: bool) -> dict[str, str]:
 def _own_routes(link: Interface, sysctls: dict[str, str], *, six: bool) -> list[Route]:
     """fib_add_ifaddr (net/ipv4/fib_frontend.c) and addrconf_prefix_route, addrconf_add_mroute (net/ipv6/addrconf.c)."""
     found = [route for address in link.addresses if ":" not in address.ip for route in _routes4(link, address)]
+    if not link.up:  # own IPv4 addresses stay
+        return [route for route in found if route.type == "local"]
     if not six or sysctls[f"net/ipv6/conf/{link.name}/disable_ipv6"] != "0":
         return found
     forwarding = sysctls[f"net/ipv6/conf/{link.name}/forwarding"] == "1"

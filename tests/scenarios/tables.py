@@ -1,4 +1,4 @@
-"""What do a scenario's `route`, `rule`, `neigh`, `fdb` and iptables lines put into the kernel's tables?
+"""What do a scenario's `route`, `rule`, `neigh`, `fdb`, `ipset` and iptables lines put into the kernel's tables?
 
 Lines are brought into the form in which the tools print them (`ip -j`, `bridge -j`, iptables-save), and read by the project's
 own parsers, so that a scenario goes the way that a collected dump goes.
@@ -10,8 +10,18 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from tasks.skoop.model.addr import contains, parse_ip, parse_net
-from tasks.skoop.model.state import FdbEntry, Neighbour, NextHopObject, PolicyRule, Route
+from tasks.skoop.model.packet import Protocol
+from tasks.skoop.model.state import (
+    ConntrackEntry,
+    FdbEntry,
+    IpSet,
+    Neighbour,
+    NextHopObject,
+    PolicyRule,
+    Route,
+)
 from tasks.skoop.model.xtables import Backend, XTable
+from tasks.skoop.parse.ipset import parse_ipset_save
 from tasks.skoop.parse.iptables import parse_iptables_save
 from tasks.skoop.parse.neighbours import parse_fdb, parse_neighbours
 from tasks.skoop.parse.nexthops import parse_nexthops, resolve
@@ -33,6 +43,8 @@ FILTER_KINDS: Mapping[str, tuple[Backend, int]] = {
     "iptables-nft": (Backend.NFT, 4),
     "ip6tables-nft": (Backend.NFT, 6),
 }
+TRACKED_S = 300
+"""How long a connection from before is still known."""
 _RANGED = {"sport": ("sport", "sport_start", "sport_end"), "dport": ("dport", "dport_start", "dport_end")}
 
 
@@ -70,12 +82,12 @@ def _route(space: Space, words: Sequence[str]) -> tuple[Route, ...]:
                 row["prefsrc"] = next(rest)
             case "mtu":
                 row["metrics"] = [{"mtu": int(next(rest))}]
-            case "metric" | "weight":
+            case "metric" | "weight" | "nhid":
                 now[word] = int(next(rest))
             case "table" | "pref" | "from" | "tos":
                 row[word] = next(rest)
-            case "nhid":
-                row["nhid"] = int(next(rest))
+            case "proto":
+                row["protocol"] = next(rest)
             case _:
                 raise ValueError(f"route … {word}")
     six = ":" in " ".join(words)
@@ -189,7 +201,7 @@ def _rule(words: Sequence[str]) -> Row:
                 row["fwmark"] = mark
                 if mask:
                     row["fwmask"] = mask
-            case "iif" | "oif" | "table" | "ipproto":
+            case "iif" | "oif" | "table" | "ipproto" | "tos":
                 row[word] = next(rest)
             case "sport" | "dport":
                 low, _, high = next(rest).partition("-")
@@ -202,8 +214,6 @@ def _rule(words: Sequence[str]) -> Row:
             case "uidrange":
                 first, _, last = next(rest).partition("-")
                 row |= {"uid_start": int(first), "uid_end": int(last)}
-            case "tos":
-                row["tos"] = next(rest)
             case "goto":
                 row["goto"] = int(next(rest))
             case "not" | "nop":
@@ -321,4 +331,27 @@ def filters_of(space: Space) -> tuple[XTable, ...]:
         for table in parse_iptables_save(
             saved(lines), backend=FILTER_KINDS[command][0], family=FILTER_KINDS[command][1], source=command
         )
+    )
+
+
+def ipsets_of(space: Space) -> tuple[IpSet, ...]:
+    """Return the ipsets that the lines make."""
+    return parse_ipset_save("\n".join(map(" ".join, space.ipsets)))
+
+
+def tracked_of(space: Space) -> tuple[ConntrackEntry, ...]:
+    """Return the connections that are known from before."""
+    return tuple(
+        ConntrackEntry(
+            protocol=one.protocol,
+            original=one.original,
+            reply=one.reply,
+            state="ESTABLISHED" if one.protocol == Protocol.TCP and one.replied else "",
+            replied=one.replied,
+            assured=one.assured,
+            zone=one.zone,
+            mark=one.mark,
+            timeout_s=TRACKED_S,
+        )
+        for one in space.tracked
     )

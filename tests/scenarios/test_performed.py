@@ -1,6 +1,8 @@
 """What the simulator says of each scenario is what the kernel does: outcome, errors, addresses, packets, rules that were hit."""
 
 import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
 ]
+AT_ONCE = 8
 PATIENCE_S = (0.12, 0.5)
 """A second, longer try tells a packet that came late on a busy machine from one that was lost."""
 
@@ -26,13 +29,34 @@ def _able() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
-def test_the_kernel_does_as_foretold(path: Path, tmp_path: Path) -> None:
+Comparison = tuple[list[str], list[str]]
+"""What differed, and what stood there that the simulator was not told of."""
+
+
+@pytest.fixture(scope="module")
+def compared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[Path, Future[Comparison]]]:
+    """Carry out all scenarios that are asked for, some at a time: most of the time of each is waiting."""
+    wanted = [item.callspec.params["path"] for item in request.session.items if _is_case(item)]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {path: pool.submit(_compare, path, tmp_path_factory.mktemp("lab")) for path in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_case(item: pytest.Item) -> bool:
+    return getattr(item, "originalname", "") == test_the_kernel_does_as_foretold.__name__
+
+
+def _compare(path: Path, folder: Path) -> Comparison:
     scenario = load(path)
     foretold = Simulated().run(scenario)
+    wrong: list[str] = []
+    surprises: list[str] = []
     for patience_s in PATIENCE_S:
-        kernel = Performed(tmp_path, patience_s=patience_s)
+        kernel = Performed(folder, patience_s=patience_s)
         found = kernel.run(scenario)
+        surprises = kernel.surprises
         wrong = [
             f"{trial.what}: {said}"
             for trial, told, seen in zip(scenario.trials, foretold, found, strict=True)
@@ -40,7 +64,13 @@ def test_the_kernel_does_as_foretold(path: Path, tmp_path: Path) -> None:
         ]
         if not wrong:
             break
-    assert not kernel.surprises, "the state that the simulator is given is not what the kernel makes of the file"
+    return wrong, surprises
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
+def test_the_kernel_does_as_foretold(path: Path, compared: Mapping[Path, Future[Comparison]]) -> None:
+    wrong, surprises = compared[path].result()
+    assert not surprises, "the state that the simulator is given is not what the kernel makes of the file"
     assert not wrong
 
 

@@ -101,7 +101,7 @@ def refuse(ns: Namespace, skb: Skb, hook: Hook, result: TableResult) -> Skb:
 
 
 def dropped_at(skb: Skb, hook: Hook, place: Place, detail: str) -> Skb:
-    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (KERNEL.md 2)."""
+    """End the way at a drop. A local datagram's sender is told at once (EPERM); a TCP connect() is not (docs/kernel.md, Errors)."""
     if hook == Hook.OUTPUT and _tells_sender(skb) and not skb.packet.is_icmp_error:
         error = IcmpError(type=-1, code=0, local=True, errno="EPERM")
         return skb.finish(Outcome.UNREACHABLE, Reason.NETFILTER_DROP, place, detail, error=error)

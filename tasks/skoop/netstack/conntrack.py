@@ -82,12 +82,16 @@ class Known:
 
     def find(self, packet: Packet, zone: int = 0) -> Conn | None:
         """Return the collected connection that the packet belongs to, or None."""
-        if not self._by_tuple:
-            return None
-        hit = self._by_tuple.get((packet.protocol, zone, tuple_of(packet)))
-        if hit is None:
-            return None
-        conn = conn_from_entry(hit[0])
+        hit = self._by_tuple.get((packet.protocol, zone, tuple_of(packet))) if self._by_tuple else None
+        return self._conn(hit[0]) if hit is not None else None
+
+    def find_quoted(self, quoted: Packet, zone: int = 0) -> tuple[Conn, bool] | None:
+        """Return (connection, is reply direction) for an ICMP error about `quoted`, as the function of that name does."""
+        hit = self._by_tuple.get((quoted.protocol, zone, inverted(tuple_of(quoted)))) if self._by_tuple else None
+        return (self._conn(hit[0]), hit[1]) if hit is not None else None
+
+    def _conn(self, entry: ConntrackEntry) -> Conn:
+        conn = conn_from_entry(entry)
         if (conn.protocol, conn.original.dst, conn.original.dport) in self._virtual:
             # IPVS wrote the real server into the reply (ip_vs_update_conntrack) and translates itself: it is no DNAT
             conn = replace(conn, dnat=False)

@@ -2,7 +2,7 @@
 
 Types and codes are ICMPv4's throughout (RFC 792, RFC 1812); for IPv6 they are mapped where the packet is built (RFC 4443).
 Follows icmp_send and icmp_route_lookup (net/ipv4/icmp.c), icmp_err_convert. Rate limits are left out: they make an error late
-or absent under load, not for one packet (KERNEL.md 1.3 has the numbers).
+or absent under load, not for one packet (docs/kernel.md, Errors).
 """
 
 from tasks.skoop.model.addr import Ip, is_multicast
@@ -39,7 +39,7 @@ TO_ICMPV6 = {
     REJECT_ROUTE: (1, 6),
 }
 
-# What connect() or recv() reports (icmp_err_convert and icmpv6_err_convert; KERNEL.md section 2).
+# What connect() or recv() reports (icmp_err_convert and icmpv6_err_convert; docs/kernel.md, Errors).
 ERRNO = {
     NET_UNREACH: "ENETUNREACH",
     HOST_UNREACH: "EHOSTUNREACH",

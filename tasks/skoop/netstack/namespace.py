@@ -120,7 +120,7 @@ class Namespace:
         return found
 
     def tracks(self, family: int) -> bool:
-        """Say whether the kernel tracks connections here at all (only if some rule needs it; KERNEL.md 4.2)."""
+        """Say whether the kernel tracks connections here at all (only if some rule needs it; docs/kernel.md)."""
         return self.tables.needs_conntrack.get(family, False)
 
     # --- gaps ----------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class Namespace:
         return self.conf("hop_limit", dev, 64, family=6)
 
     def forwards(self, dev: str, family: int) -> bool:
-        """Say whether packets that came in on the device may be forwarded (KERNEL.md 4.3, 4.9b)."""
+        """Say whether packets that came in on the device may be forwarded (docs/kernel.md, Routes; IPv6)."""
         if family == 6:
             return bool(self.sysctl("net/ipv6/conf/all/forwarding") or self.conf("force_forwarding", dev, family=6))
         return bool(self.conf("forwarding", dev, self.sysctl("net/ipv4/ip_forward")))

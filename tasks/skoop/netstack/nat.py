@@ -60,7 +60,7 @@ def _consult(ns: Namespace, skb: Skb, hook: Hook, groups: Groups, *, source: boo
     """Ask the nat tables what to do with a new connection; the first that says something wins, none is a null binding.
 
     Of tables with equal priority the one registered last runs first, which no dump tells: where two of them would
-    translate in different ways, each is followed as the first (KERNEL.md 4.1).
+    translate in different ways, each is followed as the first (docs/kernel.md, Hooks).
     """
     undecided: list[Skb] = [skb]
     decided: list[Skb] = []

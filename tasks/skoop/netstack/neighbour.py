@@ -1,7 +1,7 @@
 """To which link-layer address does the packet go, and who answers when we ask?
 
 Follows neigh_resolve_output and arp_process (net/ipv4/arp.c), ndisc_recv_ns (net/ipv6/ndisc.c). An entry that has an address is
-used as it is, right or wrong (KERNEL.md 4.4); one that failed before is asked for again.
+used as it is, right or wrong (docs/kernel.md); one that failed before is asked for again.
 """
 
 from tasks.skoop.model.addr import Ip, Mac, contains, is_link_local, is_multicast
@@ -52,7 +52,7 @@ def neigh_output(ns: Namespace, skb: Skb) -> list[Skb]:
         skb.step(place, "neighbour", f"{target} lladdr {learnt}, learnt when it asked")
         return [skb]
     asker = asker_of(ns, skb.packet.src, skb.out_dev, target)
-    if asker is None and ":" in target and not skb.answer:  # whom one answers has told its own address when it asked
+    if asker is None and ":" in target:
         return [failed(ns, skb, target, f"{skb.out_dev} has no link-local address to ask for {target} with")]
     answers = ns.wire.resolve(ns.id, skb.out_dev, target, asker)
     if answers.macs:

@@ -1,6 +1,6 @@
 """What happens to a packet at a netfilter hook: every table of every back end, conntrack and NAT, in order of priority.
 
-Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (KERNEL.md 4.1).
+Priorities are those of include/uapi/linux/netfilter_ipv4.h. ACCEPT ends one table only; DROP is final (docs/kernel.md, Hooks).
 A native nftables base chain stands there like a table. Of tables with equal priority the dumps do not tell which runs
 first: where that makes a difference each is followed as the first.
 """

@@ -18,7 +18,10 @@ def reroute(ns: Namespace, skb: Skb) -> list[Skb]:
     packet = skb.packet
     router = ns.routers[packet.version]
     src = packet.src if skb.ipvs or ns.is_local(packet.src) else None
-    found = router.lookup(replace(FlowKey.of(packet), src=src), ignore_linkdown=ns.ignore_linkdown)
+    key = replace(FlowKey.of(packet), src=src)
+    if packet.version == 4:
+        key = replace(key, uid=None)  # the second look-up is root's, whoever sends; IPv6's is the sender's
+    found = router.lookup(key, ignore_linkdown=ns.ignore_linkdown)
     place = ns.place(Stage.ROUTE, key=packet.dst)
     if found is None or found.errno or not found.legs:
         detail = f"no route to {packet.dst} after NAT"

@@ -31,6 +31,9 @@ def track(ns: Namespace, skb: Skb) -> None:
         return
     if packet.inner is not None:
         hit = conntrack.find_quoted(skb.flow, ns.id, packet.inner, skb.zone)
+        if hit is None and (old := ns.known.find_quoted(packet.inner, skb.zone)) is not None:
+            hit = len(skb.flow.get(ns.id, ())), old[1]
+            skb.flow = conntrack.with_conn(skb.flow, ns.id, hit[0], old[0])
         if hit is None:
             skb.packet = packet.with_(ct_state=CtState.INVALID)
             return

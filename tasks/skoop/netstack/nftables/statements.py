@@ -57,8 +57,8 @@ REJECT_WORDS: Mapping[tuple[str, str], tuple[str, str]] = {
     ("icmpv6", "admin-prohibited"): ("", "icmp6-adm-prohibited"),
     ("icmpv6", "addr-unreachable"): ("", "icmp6-addr-unreachable"),
     ("icmpv6", "port-unreachable"): ("", "icmp6-port-unreachable"),
-    ("icmpv6", "policy-fail"): ("", "icmp6-adm-prohibited"),  # the sender is told the same (EACCES)
-    ("icmpv6", "reject-route"): ("", "icmp6-adm-prohibited"),
+    ("icmpv6", "policy-fail"): ("", "icmp6-policy-fail"),
+    ("icmpv6", "reject-route"): ("", "icmp6-reject-route"),
     ("icmpx", "port-unreachable"): ("icmp-port-unreachable", "icmp6-port-unreachable"),
     ("icmpx", "admin-prohibited"): ("icmp-admin-prohibited", "icmp6-adm-prohibited"),
     ("icmpx", "no-route"): ("icmp-net-unreachable", "icmp6-no-route"),

@@ -180,4 +180,4 @@ class CompiledTables(Interface):
     """(family, table name) → the compiled tables of that name, one per back end, in the order collected."""
 
     needs_conntrack: Mapping[int, bool]
-    """Family → whether any rule of any table makes the kernel track connections (KERNEL.md 4.2)."""
+    """Family → whether any rule of any table makes the kernel track connections (docs/kernel.md, Connection tracking)."""

@@ -1,8 +1,8 @@
 """Which conditions hang on chance, on the moment, or on counters that a dump does not show.
 
 `statistic` splits with its probability. A rate limit is taken to have tokens left, since one packet is asked about; that is
-noted as assumed. What hangs on a list, a clock or a counter splits evenly, without more ado: both ways can happen (KERNEL.md
-4.8 has the experiments). What looks into payload or at things that are not collected is unknown.
+noted as assumed. What hangs on a list, a clock or a counter splits evenly, without more ado: both ways can happen
+(docs/kernel.md). What looks into payload or at things that are not collected is unknown.
 """
 
 from tasks.skoop.netstack.xtables.spelling import Options, number, only

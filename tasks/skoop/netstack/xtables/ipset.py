@@ -110,7 +110,7 @@ class CompiledSet:
             return self._test_members(view, sides, return_nomatch)
         if len(sides) < len(self.kinds):
             return False
-        if self.source.type not in ANY_FAMILY and self.source.family != view.family:
+        if self.source.type not in ANY_FAMILY and (self.source.family or 4) != view.family:  # bitmap:ip is IPv4's
             return False
         try:
             nomatch = self._find(*self._parts(view, sides))

@@ -53,6 +53,8 @@ REJECT_WORDS = {
     "no-route": "icmp6-no-route",
     "adm-prohibited": "icmp6-adm-prohibited",
     "addr-unreach": "icmp6-addr-unreachable",
+    "policy-fail": "icmp6-policy-fail",
+    "reject-route": "icmp6-reject-route",
 }
 """Short forms of `--reject-with` → what a dump has. `port-unreach` is in both families."""
 

@@ -1,6 +1,6 @@
 """Does any rule make the kernel track connections in this namespace?
 
-Conntrack hooks are registered with the first rule that needs them, per family (nf_ct_netns_get; KERNEL.md 4.2). NAT targets,
+Conntrack hooks are registered with the first rule that needs them, per family (nf_ct_netns_get; docs/kernel.md). NAT targets,
 matches and targets on connections do; NOTRACK, `CT --notrack` and tables without such rules do not. Native nftables rules
 count as well: their JSON is searched for `ct`, NAT statements and the like.
 """
