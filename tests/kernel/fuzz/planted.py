@@ -31,13 +31,12 @@ def goto_as_jump(patch: MonkeyPatch) -> None:
 
 def masquerade_by_prefsrc(patch: MonkeyPatch) -> None:
     """MASQUERADE takes the address that the route prefers: the first of the underlay."""
-    right = nat.select_source
+    right = Namespace.source_for
 
-    def wrong(links: tuple[Interface, ...], dev: str, towards: Ip, scope: str = "link") -> Ip | None:
-        del dev
-        return right(links, "eth0", towards, scope)
+    def wrong(self: Namespace, dev: str, towards: Ip, scope: str = "link") -> Ip | None:
+        return right(self, "eth0" if scope == "global" else dev, towards, scope)
 
-    patch.setattr(nat, "select_source", wrong)
+    patch.setattr(Namespace, "source_for", wrong)
 
 
 def nat_before_mangle(patch: MonkeyPatch) -> None:
